@@ -1,0 +1,296 @@
+//! The log: topics of partitions of records, consumer groups, transactions.
+//!
+//! Two brokers keep the same semantics behind one set of traits: [`kafka`] talks to a real cluster, [`embedded`]
+//! keeps the log in one file on disk for laptops, demos and tests. Everything above this module sees [`Broker`],
+//! [`Consumer`] and [`Producer`] only.
+//!
+//! All calls block and each consumer or producer belongs to one thread: a worker polls, computes, produces and
+//! commits in that order, so that nothing is in flight while it polls and a rebalance finds a settled position.
+
+mod record;
+
+pub use record::{Blobs, Header, OutRecord, Records};
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The first offset that has not been read (or applied, or committed, as the context says). Never the last read one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct NextOffset(pub i64);
+
+/// One partition of one topic.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+pub struct TopicPartition {
+    /// Topic name.
+    pub topic: Arc<str>,
+    /// Partition number, from 0.
+    pub partition: i32,
+}
+
+impl TopicPartition {
+    /// Names a partition of a topic.
+    pub fn new(topic: impl Into<Arc<str>>, partition: i32) -> Self {
+        Self { topic: topic.into(), partition }
+    }
+}
+
+impl fmt::Display for TopicPartition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}[{}]", self.topic, self.partition)
+    }
+}
+
+/// Next offsets by partition: what a transaction commits, what a checkpoint names, what a consumer starts from.
+pub type Offsets = BTreeMap<TopicPartition, NextOffset>;
+
+/// What a topic is created with when driftline creates it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicSettings {
+    /// Number of partitions.
+    pub partitions: u32,
+    /// Keeps the newest record of each key for ever, instead of all records.
+    pub compacted: bool,
+    /// Milliseconds a record is kept; `None` keeps records for ever.
+    pub retention_ms: Option<i64>,
+}
+
+/// A topic as the broker describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicInfo {
+    /// Topic name.
+    pub name: Arc<str>,
+    /// Per partition: earliest offset and next offset to be written.
+    pub partitions: Vec<(NextOffset, NextOffset)>,
+}
+
+/// Where a newly assigned partition starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartAt {
+    /// At the group's committed offset, or at the earliest where there is none.
+    Committed,
+    /// At this offset whatever the group has committed: a task restores its state by reading from its checkpoint.
+    Offset(NextOffset),
+}
+
+/// Decides, when partitions are assigned, where each one starts. Called inside [`Consumer::poll`].
+pub type StartPolicy = Box<dyn FnMut(&TopicPartition) -> StartAt + Send>;
+
+/// How to open a consumer.
+pub struct ConsumerSettings {
+    /// Consumer group.
+    pub group: String,
+    /// Topics to subscribe to. All must exist.
+    pub topics: Vec<Arc<str>>,
+    /// Client name for logs and broker metrics.
+    pub client_id: String,
+    /// Where newly assigned partitions start.
+    pub start: StartPolicy,
+}
+
+/// What one call of [`Consumer::poll`] brought.
+#[derive(Debug, Default)]
+pub struct Poll {
+    /// Records by partition, each in offset order. Only committed records (read_committed).
+    pub records: Vec<Records>,
+    /// Partitions gained since the last poll. They come before any of their records.
+    pub assigned: Vec<TopicPartition>,
+    /// Partitions lost since the last poll: their tasks must be dropped and must publish nothing more.
+    pub revoked: Vec<TopicPartition>,
+}
+
+impl Poll {
+    /// Number of records over all partitions.
+    pub fn len(&self) -> usize {
+        self.records.iter().map(Records::len).sum()
+    }
+
+    /// True if no record came.
+    pub fn is_empty(&self) -> bool {
+        self.records.iter().all(Records::is_empty)
+    }
+}
+
+/// Opaque proof of group membership that a transactional commit carries, so that the broker can fence a zombie.
+pub enum GroupToken {
+    /// Kafka's group metadata.
+    Kafka(rdkafka::consumer::ConsumerGroupMetadata),
+    /// The embedded broker's group name and membership generation.
+    Embedded {
+        /// Group name.
+        group: String,
+        /// Generation of the membership.
+        generation: u64,
+    },
+}
+
+/// Opens consumers and producers, and answers questions about topics.
+pub trait Broker: Send + Sync {
+    /// Joins a consumer group.
+    fn consumer(&self, settings: ConsumerSettings) -> Result<Box<dyn Consumer>, BrokerError>;
+
+    /// Opens a producer. With a transactional id, everything sent between `begin` and `commit` becomes visible at once,
+    /// and an older producer of the same id is fenced.
+    fn producer(&self, transactional_id: Option<&str>) -> Result<Box<dyn Producer>, BrokerError>;
+
+    /// Describes one topic, or `None` where it does not exist.
+    fn topic(&self, name: &str) -> Result<Option<TopicInfo>, BrokerError>;
+
+    /// Describes all topics, by name.
+    fn topics(&self) -> Result<Vec<TopicInfo>, BrokerError>;
+
+    /// Creates a topic. An existing one is left as it is, whatever its settings.
+    fn create_topic(&self, name: &str, settings: &TopicSettings) -> Result<(), BrokerError>;
+
+    /// Committed next offsets of a group for these topics. Partitions without a commit are absent.
+    fn committed(&self, group: &str, topics: &[Arc<str>]) -> Result<Offsets, BrokerError>;
+
+    /// Reads one partition without a group: committed records from `from` (inclusive) on, at most `max` records,
+    /// waiting at most `timeout` for the first one. Returns the position to go on from.
+    fn read(
+        &self,
+        partition: &TopicPartition,
+        from: NextOffset,
+        max: usize,
+        timeout: Duration,
+    ) -> Result<(Records, NextOffset), BrokerError>;
+
+    /// Where this broker is, for messages: `kafka localhost:9092` or `embedded ./data/churn/log.redb`.
+    fn describe(&self) -> String;
+}
+
+/// A member of a consumer group. Belongs to one thread.
+pub trait Consumer: Send {
+    /// Waits up to `timeout` for the first record, then takes what is there, at most `max` records.
+    fn poll(&mut self, max: usize, timeout: Duration) -> Result<Poll, BrokerError>;
+
+    /// Commits outside of a transaction (at-least-once delivery), and waits for the broker's answer.
+    fn commit(&mut self, offsets: &Offsets) -> Result<(), BrokerError>;
+
+    /// Proof of membership for [`Producer::commit`].
+    fn token(&self) -> Result<GroupToken, BrokerError>;
+
+    /// The partition's end as of the last fetch (exclusive): the offset that the next record will get, or `None` before
+    /// the first fetch. Costs no round trip.
+    fn end(&self, partition: &TopicPartition) -> Option<NextOffset>;
+
+    /// Stops fetching these partitions until [`Consumer::resume`]; they stay assigned.
+    fn pause(&mut self, partitions: &[TopicPartition]) -> Result<(), BrokerError>;
+
+    /// Goes on fetching.
+    fn resume(&mut self, partitions: &[TopicPartition]) -> Result<(), BrokerError>;
+}
+
+/// Writes records. Belongs to one thread.
+pub trait Producer: Send {
+    /// Opens a transaction. Does nothing for a producer without a transactional id.
+    fn begin(&mut self) -> Result<(), BrokerError>;
+
+    /// Hands over a record. It may still be in memory when this returns; waits where the buffer is full.
+    fn send(&mut self, record: OutRecord<'_>) -> Result<(), BrokerError>;
+
+    /// Waits until all that was sent is acknowledged, then commits the transaction together with the group's offsets.
+    /// Without a transactional id it only waits; the caller then commits through the consumer.
+    fn commit(&mut self, offsets: &Offsets, token: Option<&GroupToken>) -> Result<(), BrokerError>;
+
+    /// Gives up the transaction: nothing that was sent becomes visible.
+    fn abort(&mut self) -> Result<(), BrokerError>;
+}
+
+/// What can go wrong at the log.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BrokerError {
+    /// No broker answered.
+    #[error("no broker reachable at {address}: {reason}; check [broker] brokers, that the server runs, and that this host may reach it")]
+    Unreachable {
+        /// Bootstrap address.
+        address: String,
+        /// The client's words.
+        reason: String,
+    },
+    /// A topic that should be there is not.
+    #[error("topic '{topic}' does not exist on {broker}; create it (driftline topic create {topic}) or mend its name in pipeline.toml")]
+    NoSuchTopic {
+        /// Topic name.
+        topic: String,
+        /// Where it was looked for.
+        broker: String,
+    },
+    /// The offset to start from is no longer in the log.
+    #[error("{partition}: offset {offset} is gone from the log (earliest is {earliest}): records expired before they were read; restore from an older checkpoint is impossible, see docs/operations.md")]
+    OffsetOutOfRange {
+        /// Where.
+        partition: TopicPartition,
+        /// Wanted offset.
+        offset: i64,
+        /// First offset still there.
+        earliest: i64,
+    },
+    /// A newer producer with the same transactional id, or a rebalance, has taken this one's right to publish.
+    #[error("fenced: another instance now owns transactional id '{transactional_id}'; this one stops publishing")]
+    Fenced {
+        /// The id.
+        transactional_id: String,
+    },
+    /// One record is too large for the broker, or otherwise refused for its own sake.
+    #[error("{topic}: the broker refused a record: {reason}")]
+    Refused {
+        /// Topic name.
+        topic: String,
+        /// The broker's words.
+        reason: String,
+    },
+    /// The embedded log is in use by another process.
+    #[error("the embedded log {path} is in use by another driftline process; stop that one, or set [broker] brokers to use Kafka, which several processes can share")]
+    Locked {
+        /// File path.
+        path: String,
+    },
+    /// The embedded log's storage failed.
+    #[error("the embedded log {path} failed: {reason}")]
+    Storage {
+        /// File path.
+        path: String,
+        /// The storage's words.
+        reason: String,
+    },
+    /// The schema registry failed or refused.
+    #[error("schema registry {url}: {reason}")]
+    Registry {
+        /// Registry address.
+        url: String,
+        /// What it said.
+        reason: String,
+    },
+    /// Anything else the client reports.
+    #[error("{during} on {broker}: {reason}")]
+    Client {
+        /// What was being done.
+        during: &'static str,
+        /// Where.
+        broker: String,
+        /// The client's words.
+        reason: String,
+        /// True if trying again may help.
+        retriable: bool,
+    },
+}
+
+impl BrokerError {
+    /// True where the same call may succeed later without anybody changing anything.
+    pub fn is_retriable(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Registry { .. } => true,
+            Self::Client { retriable, .. } => *retriable,
+            _ => false,
+        }
+    }
+
+    /// True where this instance has lost its right to publish and must drop its tasks and rejoin.
+    pub fn is_fenced(&self) -> bool {
+        matches!(self, Self::Fenced { .. })
+    }
+}

@@ -1,0 +1,3 @@
+//! A pipeline's definition: [`spec`](self) as written, [`plan`] as validated.
+
+pub mod plan;

@@ -1,0 +1,432 @@
+//! The plan: a pipeline as validated, with every default filled in. Stages read plans, never specs.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A whole pipeline, ready to run.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Pipeline name: prefix of its topics, groups and metrics labels.
+    pub name: String,
+    /// Folder of `pipeline.toml`.
+    pub folder: PathBuf,
+    /// First 16 hex digits of SHA-256 over everything that decides feature values: entities, sources, features, derived.
+    pub definition: String,
+    /// The log.
+    pub broker: BrokerPlan,
+    /// The online store.
+    pub online: OnlinePlan,
+    /// The offline store and its checkpoints.
+    pub offline: OfflinePlan,
+    /// The model registry.
+    pub registry: RegistryPlan,
+    /// What features are about.
+    pub entity: EntityPlan,
+    /// Event sources, in the order of the file. All have the same number of partitions.
+    pub sources: Vec<SourcePlan>,
+    /// Feature groups, in the order of the file.
+    pub groups: Vec<GroupPlan>,
+    /// Expressions over the feature row, in the order of the file; each may use those before it.
+    pub derived: Vec<DerivedPlan>,
+    /// Scoring, where the pipeline predicts.
+    pub score: Option<ScorePlan>,
+    /// Labels, where they come.
+    pub labels: Option<LabelsPlan>,
+    /// Drift monitoring.
+    pub monitor: Option<MonitorPlan>,
+    /// Retraining.
+    pub retraining: Option<RetrainingPlan>,
+}
+
+/// Where the log is.
+#[derive(Debug, Clone)]
+pub enum BrokerPlan {
+    /// A Kafka cluster.
+    Kafka {
+        /// Bootstrap servers.
+        brokers: String,
+        /// Confluent-compatible schema registry.
+        schema_registry: Option<String>,
+        /// librdkafka properties as the user wrote them (`security.protocol`, `sasl.*`, …). Values may be secret.
+        properties: BTreeMap<String, Secret>,
+        /// Partitions and replication factor of topics that driftline creates.
+        partitions: u32,
+        /// Replication factor of topics that driftline creates; −1 is the broker's default.
+        replication: i32,
+    },
+    /// The embedded log.
+    Embedded {
+        /// Folder of the log and the online store.
+        path: PathBuf,
+        /// Partitions of topics that driftline creates.
+        partitions: u32,
+    },
+}
+
+/// A value that never prints.
+#[derive(Clone, PartialEq, Eq, serde::Deserialize, schemars::JsonSchema)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Where the newest feature rows are.
+#[derive(Debug, Clone)]
+pub enum OnlinePlan {
+    /// Redis, in Feast's layout.
+    Redis {
+        /// `redis://`, `rediss://`, `redis-cluster://` …
+        url: Secret,
+        /// Feast project: last part of every key. Default: the pipeline's name.
+        project: String,
+        /// Expiry of an entity's hash, renewed by every write.
+        ttl: Option<Duration>,
+    },
+    /// The embedded store, beside the embedded log, with the same layout.
+    Embedded {
+        /// Folder.
+        path: PathBuf,
+        /// Feast project.
+        project: String,
+    },
+}
+
+/// Where history is kept.
+#[derive(Debug, Clone)]
+pub struct OfflinePlan {
+    /// `file://…` or any URL the `object_store` crate opens. Files lie under `<url>/<pipeline>/`.
+    pub url: String,
+    /// A checkpoint is taken this long after the last one, if anything was applied.
+    pub checkpoint_interval: Duration,
+    /// … or after this many feature rows of one task, whichever comes first.
+    pub checkpoint_rows: usize,
+}
+
+/// Where model versions are.
+#[derive(Debug, Clone)]
+pub struct RegistryPlan {
+    /// A folder registry: `file://…`.
+    pub url: String,
+    /// Bundle that becomes version 1, with the pipeline's alias, where the registry does not know the model yet.
+    pub initial: Option<PathBuf>,
+}
+
+/// Types that keys, fields and features have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DataType {
+    /// 64-bit signed.
+    Int64,
+    /// 64-bit IEEE 754.
+    Float64,
+    /// True or false.
+    Boolean,
+    /// UTF-8.
+    String,
+    /// Milliseconds since 1970 UTC.
+    Timestamp,
+}
+
+impl DataType {
+    /// The Arrow type of a column of this type.
+    pub fn to_arrow(self) -> arrow::datatypes::DataType {
+        use arrow::datatypes as a;
+        match self {
+            Self::Int64 => a::DataType::Int64,
+            Self::Float64 => a::DataType::Float64,
+            Self::Boolean => a::DataType::Boolean,
+            Self::String => a::DataType::Utf8,
+            Self::Timestamp => a::DataType::Timestamp(a::TimeUnit::Millisecond, Some("UTC".into())),
+        }
+    }
+}
+
+/// A named, typed column.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Column {
+    /// Name.
+    pub name: Arc<str>,
+    /// Type.
+    pub data_type: DataType,
+}
+
+/// What features are about.
+#[derive(Debug, Clone)]
+pub struct EntityPlan {
+    /// Entity name.
+    pub name: String,
+    /// Join keys in the order of the file: `Int64` or `String` each.
+    pub keys: Vec<Column>,
+}
+
+/// How a record's value is written.
+#[derive(Debug, Clone)]
+pub enum Format {
+    /// One JSON object a record.
+    Json,
+    /// Avro, with or without Confluent framing (told apart record by record).
+    Avro {
+        /// The reader's schema, as JSON text.
+        schema: String,
+    },
+}
+
+/// Unit of an event-time field.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TimeUnit {
+    /// Seconds since 1970 UTC (fractions allowed).
+    S,
+    /// Milliseconds since 1970 UTC.
+    Ms,
+    /// Microseconds since 1970 UTC.
+    Us,
+    /// Nanoseconds since 1970 UTC.
+    Ns,
+    /// RFC 3339 text, or a date `YYYY-MM-DD` meaning its midnight UTC.
+    Iso,
+}
+
+/// One source topic.
+#[derive(Debug, Clone)]
+pub struct SourcePlan {
+    /// Name in the file.
+    pub name: Arc<str>,
+    /// Topic.
+    pub topic: Arc<str>,
+    /// Value format.
+    pub format: Format,
+    /// Declared fields of the record that anything uses: the entity's keys, the event time, what `where`, `derive`
+    /// and the feature groups need. Other fields are skipped while decoding.
+    pub fields: Vec<Column>,
+    /// For each entity key, in the entity's order: the field that holds it.
+    pub key_fields: Vec<Arc<str>>,
+    /// Field with the event time.
+    pub event_time: Arc<str>,
+    /// Its unit.
+    pub event_time_unit: TimeUnit,
+    /// How far an event may lie behind the newest event of its partition.
+    pub out_of_order: Duration,
+    /// How far an event may lie ahead of its Kafka record timestamp before it is quarantined.
+    pub ahead: Duration,
+    /// After this long without a record a partition no longer holds back the others of its task.
+    pub idle_after: Duration,
+    /// Keeps the records for which it is true (SQL; null is not true).
+    pub filter: Option<String>,
+    /// Added columns: name, SQL over the record and the columns before it, type.
+    pub derive: Vec<(Column, String)>,
+}
+
+/// Aggregate functions. See `window/` for each one's exact meaning on empty windows and nulls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "the names are SQL's")]
+pub enum Function {
+    Count,
+    Sum,
+    Mean,
+    Min,
+    Max,
+    /// Sample standard deviation (n − 1).
+    Std,
+    /// Value of the newest event.
+    Last,
+    /// Seconds from the newest event to the instant asked for.
+    SecondsSinceLast,
+}
+
+/// One window of a feature group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WindowPlan {
+    /// As written: `30d`, `lifetime`. The suffix of the feature's name.
+    pub label: String,
+    /// Length in milliseconds; `None` is a lifetime.
+    pub length_ms: Option<i64>,
+    /// Tile length in milliseconds: the tail moves in steps of this, so that the value at *t* covers
+    /// `(floor((t − length) / tile) · tile, t]`. Divides the length, one day (or is a multiple of it), and every larger
+    /// window's tile. 0 for a lifetime.
+    pub tile_ms: i64,
+}
+
+/// Aggregations of one source's field over windows.
+#[derive(Debug, Clone)]
+pub struct GroupPlan {
+    /// Name: prefix of its features, and the name of its Feast feature view.
+    pub name: String,
+    /// Index in [`Plan::sources`].
+    pub source: usize,
+    /// Column of the source to aggregate; `None` counts events.
+    pub of: Option<Column>,
+    /// Keeps the events for which it is true (SQL over the source's row).
+    pub filter: Option<String>,
+    /// Windows, shortest first, a lifetime last.
+    pub windows: Vec<WindowPlan>,
+    /// Features in order: function, index in `windows`, output column named `<group>_<function>_<window>`.
+    pub features: Vec<(Function, usize, Column)>,
+}
+
+/// A feature computed from the feature row.
+#[derive(Debug, Clone)]
+pub struct DerivedPlan {
+    /// Output column.
+    pub column: Column,
+    /// SQL.
+    pub sql: String,
+}
+
+/// Exactly once or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Delivery {
+    /// Output and offsets in one transaction.
+    ExactlyOnce,
+    /// Output acknowledged before offsets are committed; duplicates after a crash.
+    AtLeastOnce,
+}
+
+/// Scoring.
+#[derive(Debug, Clone)]
+pub struct ScorePlan {
+    /// Index in [`Plan::sources`] of the events that ask for a prediction.
+    pub on: usize,
+    /// Name in the registry.
+    pub model: String,
+    /// Alias to follow.
+    pub alias: String,
+    /// Names of the model's inputs among [`Plan::feature_columns`], in order. All numeric or boolean.
+    pub features: Vec<String>,
+    /// A micro-batch closes at this many rows …
+    pub batch_rows: usize,
+    /// … or this many bytes …
+    pub batch_bytes: usize,
+    /// … or this long after its first row.
+    pub batch_wait: Duration,
+    /// How often the registry is asked whether the alias moved.
+    pub poll_alias: Duration,
+    /// Delivery of feature rows and predictions.
+    pub delivery: Delivery,
+    /// Topic of predictions: `<pipeline>.predictions`.
+    pub topic: Arc<str>,
+    /// ONNX Runtime execution providers in order of preference (`tensorrt`, `cuda`, `cpu`).
+    pub providers: Vec<String>,
+    /// Threads within one ONNX operator.
+    pub threads: usize,
+}
+
+/// Labels.
+#[derive(Debug, Clone)]
+pub struct LabelsPlan {
+    /// Topic, JSON or Avro like a source.
+    pub topic: Arc<str>,
+    /// Value format.
+    pub format: Format,
+    /// For each entity key: the field that holds it.
+    pub key_fields: Vec<Arc<str>>,
+    /// Field with the instant that the label is about (the prediction's event time), and its unit.
+    pub as_of: (Arc<str>, TimeUnit),
+    /// Field with the outcome: 0/1, boolean, or a number.
+    pub value: Arc<str>,
+    /// How long after the prediction its outcome is known.
+    pub horizon: Duration,
+}
+
+/// When a monitoring window closes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MonitorWindow {
+    /// After this many predictions.
+    Rows(u64),
+    /// After this much event time.
+    Time(Duration),
+}
+
+/// Drift monitoring.
+#[derive(Debug, Clone)]
+pub struct MonitorPlan {
+    /// Window.
+    pub window: MonitorWindow,
+    /// Features to watch; the default is all of the model's. The prediction is always watched.
+    pub features: Vec<String>,
+    /// False-alarm budget: probability that a run of `horizon_windows` windows without drift raises any alarm.
+    pub alpha: f64,
+    /// Number of windows the budget is meant for.
+    pub horizon_windows: u32,
+    /// Tolerated shift: PSI up to this is not drift.
+    pub tolerance: f64,
+    /// Windows in a row without evidence before an incident resolves.
+    pub resolve_after: u32,
+    /// Topic of drift events: `<pipeline>.drift`.
+    pub topic: Arc<str>,
+    /// Compacted topic of the monitor's own state: `<pipeline>.monitor-state`.
+    pub state_topic: Arc<str>,
+}
+
+/// Retraining.
+#[derive(Debug, Clone)]
+pub struct RetrainingPlan {
+    /// Condition over a window's verdict: `drifted_features >= 1 for 2 windows`.
+    pub when: String,
+    /// No second event sooner than this after one (event time).
+    pub cooldown: Duration,
+    /// Program and arguments, run in the project's root. See docs/configuration.md for its contract.
+    pub command: Vec<String>,
+    /// The command is stopped after this long.
+    pub timeout: Duration,
+    /// How far the training range reaches back from the newest labelled row (event time).
+    pub lookback: Duration,
+    /// Labelled rows since the shift that must be there before training starts.
+    pub fresh_labels: usize,
+    /// Gates.
+    pub gates: GatesPlan,
+    /// Topic of retraining events: `<pipeline>.retraining`.
+    pub topic: Arc<str>,
+    /// Topic of the audit trail: `<pipeline>.audit`.
+    pub audit_topic: Arc<str>,
+}
+
+/// What a candidate must pass.
+#[derive(Debug, Clone)]
+pub struct GatesPlan {
+    /// Metric compared with the champion on the same held-out rows: `auc`, `brier`, `log_loss`, `rmse`, `mae`.
+    pub metric: String,
+    /// Least improvement over the champion (in the metric's better direction; may be negative).
+    pub min_gain: f64,
+    /// Least value of the metric, whatever the champion's (greatest for errors), if given.
+    pub threshold: Option<f64>,
+    /// Largest expected calibration error, if given.
+    pub max_ece: Option<f64>,
+    /// Longest p99 of scoring one row, if given.
+    pub max_latency: Option<Duration>,
+}
+
+impl Plan {
+    /// All features in order: the groups', then the derived ones.
+    pub fn feature_columns(&self) -> Vec<Column> {
+        self.groups
+            .iter()
+            .flat_map(|g| g.features.iter().map(|(_, _, c)| c.clone()))
+            .chain(self.derived.iter().map(|d| d.column.clone()))
+            .collect()
+    }
+
+    /// Consumer group of a stage: `<pipeline>.<stage>`. The fused run and the features stage share `features`, because
+    /// they consume the same sources to the same end.
+    pub fn group(&self, stage: &str) -> String {
+        format!("{}.{stage}", self.name)
+    }
+
+    /// Topic of feature rows between the stages when they run apart.
+    pub fn features_topic(&self) -> String {
+        format!("{}.features", self.name)
+    }
+
+    /// Topic of dead letters of all stages.
+    pub fn dead_letter_topic(&self) -> String {
+        format!("{}.dead-letters", self.name)
+    }
+}

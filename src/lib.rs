@@ -1,0 +1,30 @@
+//! driftline: Kafka topics in; fresh features, predictions and retraining out.
+//!
+//! ```text
+//!  broker ──> source ──> window ──> store            log → columns → aggregates → Redis, Arrow files
+//!                          │
+//!                          └──────> score ──> broker feature rows → ONNX → predictions topic
+//!                                     │
+//!                            model ───┘              bundles, registry, sessions
+//!                                     drift          predictions → verdicts → drift topic
+//!                                     retrain        retraining topic → trainer → gates → alias
+//! ```
+//!
+//! Read the modules in that order and you read the data's way. Each stage knows the messages of its neighbours, never their
+//! insides; only `pipeline` sees them all.
+
+#![warn(missing_docs)]
+
+pub mod config;
+
+pub mod broker;
+pub mod source;
+pub mod window;
+pub mod store;
+pub mod model;
+pub mod score;
+pub mod drift;
+pub mod retrain;
+
+pub mod runtime;
+pub mod telemetry;

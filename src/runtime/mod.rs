@@ -1,0 +1,4 @@
+//! What every stage stands on: the clock, failpoints, shutdown, the process's layout of threads.
+
+pub mod clock;
+pub mod failpoint;

@@ -1,0 +1,65 @@
+//! Scoring: feature rows become predictions, a micro-batch at a time.
+
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+
+/// Coordinates of the event that asked for a row.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceRef {
+    /// Topic.
+    pub topic: String,
+    /// Partition.
+    pub partition: i32,
+    /// Offset.
+    pub offset: i64,
+}
+
+/// A record of `<pipeline>.predictions`: one scored feature row.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Prediction {
+    /// `<topic>-<partition>-<offset>` of the source event: the same after any restart.
+    pub prediction_id: String,
+    /// Pipeline.
+    pub pipeline: String,
+    /// Hash of the feature definitions.
+    pub definition: String,
+    /// Key name → value, in the entity's order.
+    pub entity: IndexMap<String, serde_json::Value>,
+    /// Instant the features are as of, milliseconds since 1970 UTC.
+    pub event_time: i64,
+    /// Watermark of the task at that moment, milliseconds; null before the first.
+    pub watermark: Option<i64>,
+    /// The event.
+    pub source: SourceRef,
+    /// Model name.
+    pub model: String,
+    /// Version, as the registry writes it.
+    pub model_version: String,
+    /// `champion`, or the challenger's name.
+    pub variant: String,
+    /// The model's output: a probability, or a regression's value.
+    pub score: f64,
+    /// Class for classifiers: score ≥ the bundle's threshold.
+    pub label: Option<i64>,
+    /// The values it was scored from, in the model's order; null where missing.
+    pub features: IndexMap<String, Option<f64>>,
+}
+
+/// A record of `<pipeline>.features`: a feature row on its way from `driftline features` to `driftline score`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FeatureRecord {
+    /// Pipeline.
+    pub pipeline: String,
+    /// Hash of the feature definitions.
+    pub definition: String,
+    /// Key name → value, in the entity's order.
+    pub entity: IndexMap<String, serde_json::Value>,
+    /// Instant the features are as of, milliseconds since 1970 UTC.
+    pub event_time: i64,
+    /// Watermark of the task at that moment.
+    pub watermark: Option<i64>,
+    /// The event.
+    pub source: SourceRef,
+    /// All features, in the plan's order.
+    pub features: IndexMap<String, serde_json::Value>,
+}

@@ -1,0 +1,82 @@
+//! From records to columns: decoding, event time, filters, and what becomes of records that fit nowhere.
+
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+
+use crate::broker::{Header, TopicPartition};
+
+/// Rows of one partition of one source, decoded and filtered, in offset order.
+#[derive(Debug, Clone)]
+pub struct SourceBatch {
+    /// Index of the source in the plan.
+    pub source: usize,
+    /// Partition read.
+    pub partition: i32,
+    /// The source's fields and derived columns, in the plan's order (`fields`, then `derive`).
+    pub columns: RecordBatch,
+    /// Event time of each row, milliseconds since 1970 UTC.
+    pub event_times: Vec<i64>,
+    /// Offset of each row.
+    pub offsets: Vec<i64>,
+    /// The offset after the last record read, kept or not: what the task's position becomes once this batch is applied.
+    pub next: i64,
+    /// Records read to make this batch, kept or not.
+    pub read: u64,
+    /// Records that `where` left out.
+    pub filtered: u64,
+}
+
+/// A record that could not be used, with all that is needed to understand and replay it.
+#[derive(Debug, Clone)]
+pub struct DeadLetter {
+    /// Where it was read.
+    pub partition: TopicPartition,
+    /// Its offset.
+    pub offset: i64,
+    /// Its Kafka timestamp, milliseconds; −1 for none.
+    pub timestamp: i64,
+    /// Its key, as read.
+    pub key: Option<Vec<u8>>,
+    /// Its value, as read.
+    pub value: Option<Vec<u8>>,
+    /// Its headers, as read.
+    pub headers: Vec<Header>,
+    /// Stage that gave up: `decode`, `window`, `score`, `monitor`.
+    pub stage: &'static str,
+    /// Short fixed word for metrics: `malformed`, `null_value`, `null_key`, `null_event_time`, `late`, `ahead_of_clock`,
+    /// `expression`, `unscorable`, …
+    pub reason: &'static str,
+    /// What is wrong, where and what to do, for a person.
+    pub error: String,
+}
+
+/// What decoding a poll's records of one partition gave.
+#[derive(Debug, Clone)]
+pub struct Decoded {
+    /// The good rows.
+    pub batch: SourceBatch,
+    /// The others.
+    pub dead: Vec<DeadLetter>,
+}
+
+/// Names of a dead letter's headers, shared with whatever lists and replays them.
+pub mod dead_letter_headers {
+    /// Topic the record was read from.
+    pub const TOPIC: &str = "driftline.topic";
+    /// Its partition, decimal.
+    pub const PARTITION: &str = "driftline.partition";
+    /// Its offset, decimal.
+    pub const OFFSET: &str = "driftline.offset";
+    /// Its timestamp, decimal milliseconds.
+    pub const TIMESTAMP: &str = "driftline.timestamp";
+    /// Stage that gave up.
+    pub const STAGE: &str = "driftline.stage";
+    /// Fixed word.
+    pub const REASON: &str = "driftline.reason";
+    /// What is wrong, for a person.
+    pub const ERROR: &str = "driftline.error";
+}
+
+/// Shared name of a source's column set.
+pub type Name = Arc<str>;
