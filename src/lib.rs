@@ -18,13 +18,13 @@
 pub mod config;
 
 pub mod broker;
-pub mod source;
-pub mod window;
-pub mod store;
-pub mod model;
-pub mod score;
 pub mod drift;
+pub mod model;
 pub mod retrain;
+pub mod score;
+pub mod source;
+pub mod store;
+pub mod window;
 
 pub mod runtime;
 pub mod telemetry;

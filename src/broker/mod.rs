@@ -204,7 +204,9 @@ pub trait Producer: Send {
 #[non_exhaustive]
 pub enum BrokerError {
     /// No broker answered.
-    #[error("no broker reachable at {address}: {reason}; check [broker] brokers, that the server runs, and that this host may reach it")]
+    #[error(
+        "no broker reachable at {address}: {reason}; check [broker] brokers, that the server runs, and that this host may reach it"
+    )]
     Unreachable {
         /// Bootstrap address.
         address: String,
@@ -212,7 +214,9 @@ pub enum BrokerError {
         reason: String,
     },
     /// A topic that should be there is not.
-    #[error("topic '{topic}' does not exist on {broker}; create it (driftline topic create {topic}) or mend its name in pipeline.toml")]
+    #[error(
+        "topic '{topic}' does not exist on {broker}; create it (driftline topic create {topic}) or mend its name in pipeline.toml"
+    )]
     NoSuchTopic {
         /// Topic name.
         topic: String,
@@ -220,7 +224,9 @@ pub enum BrokerError {
         broker: String,
     },
     /// The offset to start from is no longer in the log.
-    #[error("{partition}: offset {offset} is gone from the log (earliest is {earliest}): records expired before they were read; restore from an older checkpoint is impossible, see docs/operations.md")]
+    #[error(
+        "{partition}: offset {offset} is gone from the log (earliest is {earliest}): records expired before they were read; restore from an older checkpoint is impossible, see docs/operations.md"
+    )]
     OffsetOutOfRange {
         /// Where.
         partition: TopicPartition,
@@ -244,7 +250,9 @@ pub enum BrokerError {
         reason: String,
     },
     /// The embedded log is in use by another process.
-    #[error("the embedded log {path} is in use by another driftline process; stop that one, or set [broker] brokers to use Kafka, which several processes can share")]
+    #[error(
+        "the embedded log {path} is in use by another driftline process; stop that one, or set [broker] brokers to use Kafka, which several processes can share"
+    )]
     Locked {
         /// File path.
         path: String,

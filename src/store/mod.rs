@@ -59,7 +59,9 @@ pub trait OnlineStore: Send + Sync {
 #[non_exhaustive]
 pub enum OnlineError {
     /// No answer.
-    #[error("online store {store} does not answer: {reason}; check [online] redis and that the server runs; offsets are held back until it does")]
+    #[error(
+        "online store {store} does not answer: {reason}; check [online] redis and that the server runs; offsets are held back until it does"
+    )]
     Unreachable {
         /// Where.
         store: String,

@@ -1,0 +1,131 @@
+//! Every metric by name: `driftline_<stage>_<noun>_<unit>[_total]`; seconds and bytes only; moved once a batch.
+
+use std::time::Duration;
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+macro_rules! names {
+    ($($(#[doc = $doc:literal])+ $kind:ident $name:ident = $text:literal;)+) => {
+        $($(#[doc = $doc])+ pub const $name: &str = $text;)+
+
+        /// Kind, name and meaning of every metric, in the order of the file: the source of docs/metrics.md.
+        pub const ALL: &[(&str, &str, &str)] = &[$((stringify!($kind), $text, concat!($($doc),+))),+];
+    };
+}
+
+names! {
+    /// Records read from a source, kept or not. Labels: pipeline, source.
+    counter SOURCE_READ = "driftline_source_records_read_total";
+    /// Rows applied to window state. Labels: pipeline, source.
+    counter WINDOW_APPLIED = "driftline_window_rows_applied_total";
+    /// Records that a source's `where` left out. Labels: pipeline, source.
+    counter SOURCE_FILTERED = "driftline_source_records_filtered_total";
+    /// Rows later than `out_of_order` allows. Labels: pipeline, source.
+    counter WINDOW_LATE = "driftline_window_rows_late_total";
+    /// Records written to the dead-letter topic. Labels: pipeline, stage, reason.
+    counter DEAD_LETTERS = "driftline_dead_letters_total";
+    /// Feature rows computed for scoring. Labels: pipeline.
+    counter FEATURE_ROWS = "driftline_window_feature_rows_total";
+    /// Entities in window state. Labels: pipeline, worker.
+    gauge ENTITIES = "driftline_window_entities";
+    /// Bytes of window state. Labels: pipeline, worker.
+    gauge STATE_BYTES = "driftline_window_state_bytes";
+    /// Records between the group's position and the end of the log. Labels: pipeline, stage.
+    gauge LAG = "driftline_source_lag_records";
+    /// Seconds from a record's timestamp in the log to its committed prediction (or feature row). Labels: pipeline.
+    histogram END_TO_END = "driftline_run_event_to_output_seconds";
+    /// Seconds a batch spent in one step. Labels: pipeline, step (decode, window, online, score, produce, commit, checkpoint).
+    histogram STEP = "driftline_run_step_seconds";
+    /// Micro-batches by the reason they closed for. Labels: pipeline, reason (rows, bytes, linger, shutdown).
+    counter BATCHES = "driftline_score_batches_total";
+    /// Predictions committed. Labels: pipeline, model_version.
+    counter PREDICTIONS = "driftline_score_predictions_total";
+    /// Rows that the model could not score. Labels: pipeline.
+    counter SCORE_FAILED = "driftline_score_rows_failed_total";
+    /// Model versions that came into use. Labels: pipeline.
+    counter MODEL_SWAPS = "driftline_model_swaps_total";
+    /// Rows written to the online store. Labels: pipeline.
+    counter ONLINE_ROWS = "driftline_online_rows_written_total";
+    /// Feature rows committed to offline files. Labels: pipeline.
+    counter OFFLINE_ROWS = "driftline_offline_rows_written_total";
+    /// Checkpoints committed. Labels: pipeline.
+    counter CHECKPOINTS = "driftline_checkpoint_commits_total";
+    /// Waits for something that was away and came back or did not. Labels: pipeline, what (broker, online, offline, registry).
+    counter HOLDS = "driftline_run_holds_total";
+    /// Windows judged by the drift monitor. Labels: pipeline.
+    counter DRIFT_WINDOWS = "driftline_drift_windows_total";
+    /// Drift events emitted. Labels: pipeline, state.
+    counter DRIFT_EVENTS = "driftline_drift_events_total";
+    /// PSI of a watched column in the newest window. Labels: pipeline, column.
+    gauge DRIFT_PSI = "driftline_drift_psi_ratio";
+    /// Evidence (e-value) of a watched column in the newest window. Labels: pipeline, column.
+    gauge DRIFT_EVIDENCE = "driftline_drift_evidence_ratio";
+    /// Retraining steps. Labels: pipeline, step.
+    counter RETRAINING_STEPS = "driftline_retraining_steps_total";
+}
+
+/// Bucket bounds of all histograms, in seconds.
+const BOUNDS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0];
+
+/// Installs the recorder for the process.
+///
+/// # Errors
+/// Only if one is installed already.
+pub fn install() -> Result<PrometheusHandle, String> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), BOUNDS)
+        .and_then(PrometheusBuilder::install_recorder)
+        .map_err(|e| format!("metrics could not be set up: {e}"))?;
+    for (kind, name, help) in ALL {
+        let help = help.trim();
+        match *kind {
+            "counter" => metrics::describe_counter!(*name, help),
+            "gauge" => metrics::describe_gauge!(*name, help),
+            _ => metrics::describe_histogram!(*name, help),
+        }
+    }
+    Ok(handle)
+}
+
+/// Times the steps of a batch.
+pub struct Steps {
+    pipeline: String,
+    last: std::time::Instant,
+}
+
+impl Steps {
+    /// Starts at the first step.
+    pub fn start(pipeline: &str) -> Self {
+        Self { pipeline: pipeline.to_owned(), last: crate::runtime::clock::monotonic() }
+    }
+
+    /// Ends a step and begins the next one.
+    pub fn end(&mut self, step: &'static str) -> Duration {
+        let now = crate::runtime::clock::monotonic();
+        let took = now - self.last;
+        self.last = now;
+        metrics::histogram!(STEP, "pipeline" => self.pipeline.clone(), "step" => step).record(took.as_secs_f64());
+        took
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_rule() {
+        for (kind, name, help) in ALL {
+            assert!(name.starts_with("driftline_"), "{name}");
+            assert_eq!(*kind == "counter", name.ends_with("_total"), "{name}");
+            if *kind == "histogram" {
+                assert!(name.ends_with("_seconds"), "{name}");
+            }
+            assert!(help.contains("Labels:"), "{name} does not name its labels");
+        }
+        let mut names: Vec<_> = ALL.iter().map(|(_, name, _)| name).collect();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), ALL.len());
+    }
+}
