@@ -88,16 +88,22 @@ pub struct ConsumerSettings {
     pub client_id: String,
     /// Where newly assigned partitions start.
     pub start: StartPolicy,
+    /// Name of a fixed member of the group (Kafka's `group.instance.id`): a restart takes up its old partitions without a
+    /// rebalance, and a second instance of the same name fences the first.
+    pub static_member: Option<String>,
 }
 
-/// What one call of [`Consumer::poll`] brought.
+/// What one call of [`Consumer::poll`] brought. In order: what was lost, what was gained, what was read.
+///
+/// A partition in `revoked` and in `assigned` was lost and came back: its task is dropped and restored.
 #[derive(Debug, Default)]
 pub struct Poll {
     /// Records by partition, each in offset order. Only committed records (read_committed).
     pub records: Vec<Records>,
-    /// Partitions gained since the last poll. They come before any of their records.
+    /// Partitions gained since the last poll, at latest together with their first records.
     pub assigned: Vec<TopicPartition>,
-    /// Partitions lost since the last poll: their tasks must be dropped and must publish nothing more.
+    /// Partitions lost since the last poll: their tasks must be dropped and must publish nothing more. No record of an
+    /// earlier ownership follows.
     pub revoked: Vec<TopicPartition>,
 }
 
@@ -121,6 +127,8 @@ pub enum GroupToken {
     Embedded {
         /// Group name.
         group: String,
+        /// The member's number in this process.
+        member: u64,
         /// Generation of the membership.
         generation: u64,
     },
@@ -163,18 +171,33 @@ pub trait Broker: Send + Sync {
 
 /// A member of a consumer group. Belongs to one thread.
 pub trait Consumer: Send {
-    /// Waits up to `timeout` for the first record, then takes what is there, at most `max` records.
+    /// Waits up to `timeout` for the first record, then takes what is there, at most `max` records. Returns at once
+    /// where partitions were gained or lost.
+    ///
+    /// # Errors
+    /// [`BrokerError::Unreachable`] while no broker answers: the client goes on trying, so poll again.
+    /// [`BrokerError::Fenced`] where a static member of the same name has joined.
+    /// [`BrokerError::OffsetOutOfRange`] where [`StartAt::Offset`] asked for records that have expired. A committed
+    /// offset that has expired is logged and the partition goes on at the earliest record.
     fn poll(&mut self, max: usize, timeout: Duration) -> Result<Poll, BrokerError>;
 
     /// Commits outside of a transaction (at-least-once delivery), and waits for the broker's answer.
+    ///
+    /// # Errors
+    /// [`BrokerError::Fenced`] where a rebalance has given the partitions to another member.
     fn commit(&mut self, offsets: &Offsets) -> Result<(), BrokerError>;
 
     /// Proof of membership for [`Producer::commit`].
     fn token(&self) -> Result<GroupToken, BrokerError>;
 
     /// The partition's end as of the last fetch (exclusive): the offset that the next record will get, or `None` before
-    /// the first fetch. Costs no round trip.
+    /// the first fetch. Costs no round trip. For lag; whether anything is left to read, [`Consumer::caught_up`] knows.
     fn end(&self, partition: &TopicPartition) -> Option<NextOffset>;
+
+    /// True where all that the partition holds has been handed out, as of the last fetch: no committed record lies between
+    /// the position and the partition's end. Transaction markers and records of aborted or open transactions do not
+    /// count. False before the first fetch has told. Costs no round trip.
+    fn caught_up(&self, partition: &TopicPartition) -> bool;
 
     /// Stops fetching these partitions until [`Consumer::resume`]; they stay assigned.
     fn pause(&mut self, partitions: &[TopicPartition]) -> Result<(), BrokerError>;
@@ -185,7 +208,7 @@ pub trait Consumer: Send {
 
 /// Writes records. Belongs to one thread.
 pub trait Producer: Send {
-    /// Opens a transaction. Does nothing for a producer without a transactional id.
+    /// Opens a transaction. Does nothing for a producer without a transactional id, or where one is open.
     fn begin(&mut self) -> Result<(), BrokerError>;
 
     /// Hands over a record. It may still be in memory when this returns; waits where the buffer is full.
@@ -193,6 +216,11 @@ pub trait Producer: Send {
 
     /// Waits until all that was sent is acknowledged, then commits the transaction together with the group's offsets.
     /// Without a transactional id it only waits; the caller then commits through the consumer.
+    ///
+    /// # Errors
+    /// A retriable error leaves all as it was: call again with the same arguments. [`BrokerError::Aborted`]: the
+    /// transaction is rolled back; read its input again. [`BrokerError::Fenced`]: rolled back too, and the right to
+    /// publish is lost: drop the tasks, open a new producer and go on with what [`Consumer::poll`] assigns.
     fn commit(&mut self, offsets: &Offsets, token: Option<&GroupToken>) -> Result<(), BrokerError>;
 
     /// Gives up the transaction: nothing that was sent becomes visible.
@@ -236,10 +264,18 @@ pub enum BrokerError {
         earliest: i64,
     },
     /// A newer producer with the same transactional id, or a rebalance, has taken this one's right to publish.
-    #[error("fenced: another instance now owns transactional id '{transactional_id}'; this one stops publishing")]
+    #[error("fenced: another instance has taken over {taken}; this one stops publishing")]
     Fenced {
-        /// The id.
+        /// What it took: `transactional id 'x'`, `partitions of group 'g'`, `static member 'm' of group 'g'`.
+        taken: String,
+    },
+    /// The transaction was rolled back and nothing of it is visible; its input has to be read again.
+    #[error("transaction of '{transactional_id}' rolled back: {reason}")]
+    Aborted {
+        /// The producer's id.
         transactional_id: String,
+        /// The broker's words.
+        reason: String,
     },
     /// One record is too large for the broker, or otherwise refused for its own sake.
     #[error("{topic}: the broker refused a record: {reason}")]
@@ -300,5 +336,10 @@ impl BrokerError {
     /// True where this instance has lost its right to publish and must drop its tasks and rejoin.
     pub fn is_fenced(&self) -> bool {
         matches!(self, Self::Fenced { .. })
+    }
+
+    /// True where the transaction is gone and its input has to be read again.
+    pub fn is_aborted(&self) -> bool {
+        matches!(self, Self::Aborted { .. })
     }
 }

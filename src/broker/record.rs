@@ -125,3 +125,37 @@ pub struct OutRecord<'a> {
     /// Headers.
     pub headers: &'a [Header],
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn blobs_give_back_what_was_pushed(values in prop::collection::vec(prop::option::of(prop::collection::vec(any::<u8>(), 0..20)), 0..50)) {
+            let mut blobs = Blobs::default();
+            for value in &values {
+                blobs.push(value.as_deref());
+            }
+            prop_assert_eq!(blobs.len(), values.len());
+            prop_assert_eq!(blobs.is_empty(), values.is_empty());
+            prop_assert_eq!(blobs.bytes(), values.iter().flatten().map(Vec::len).sum::<usize>());
+            for (row, value) in values.iter().enumerate() {
+                prop_assert_eq!(blobs.get(row), value.as_deref());
+            }
+        }
+
+        #[test]
+        fn next_follows_the_last_offset(gaps in prop::collection::vec(1_i64..5, 0..20)) {
+            let mut records = Records::new(TopicPartition::new("t", 0));
+            let mut offset = -1;
+            for gap in gaps {
+                offset += gap;
+                records.push(offset, 0, None, None);
+            }
+            prop_assert_eq!(records.next(), (offset >= 0).then_some(NextOffset(offset + 1)));
+        }
+    }
+}
