@@ -1,1 +1,5 @@
 //! Integration tests: one binary, one module a topic. They run against real servers and fail without them.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod servers;

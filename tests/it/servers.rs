@@ -1,0 +1,442 @@
+//! Real servers for tests, on free loopback ports, in folders that disappear.
+//!
+//! [`Kafka::shared`] and [`Redis::shared`] serve the whole test binary, so each test takes topics and keys of its own.
+//! [`Kafka::start`] and [`Redis::start`] give a private server that a test may stop, kill and restart on the same port
+//! and data. Every server dies with the test process, however that ends.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{LazyLock, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use driftline::runtime::clock;
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{Headers, Message};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+/// How long a server may take to answer, on a busy machine.
+const START: Duration = Duration::from_secs(120);
+
+/// Waits until `ready` holds and fails the test, naming `what`, if it does not within `limit`.
+pub fn until(what: &str, limit: Duration, mut ready: impl FnMut() -> bool) {
+    let deadline = clock::monotonic() + limit;
+    while !ready() {
+        assert!(clock::monotonic() < deadline, "gave up after {limit:?} waiting until {what}");
+        thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+/// A name that no other test of this run uses.
+pub fn unique(prefix: &str) -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    format!("{prefix}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a loopback port is free");
+    listener.local_addr().expect("a bound socket has an address").port()
+}
+
+/// A folder for one server's data. Shared servers live until the process exits and cannot remove theirs, so each run
+/// first removes the folders of runs that have ended.
+fn data_folder() -> tempfile::TempDir {
+    static SWEPT: LazyLock<()> = LazyLock::new(|| {
+        for entry in fs::read_dir(env!("CARGO_TARGET_TMPDIR")).expect("cargo made the folder").flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let pid = name.strip_prefix("server-").and_then(|rest| rest.split('-').next());
+            if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+                // Another run may be sweeping the same folder.
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+    });
+    LazyLock::force(&SWEPT);
+    let prefix = format!("server-{}-", std::process::id());
+    tempfile::Builder::new().prefix(&prefix).tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the folder is writable")
+}
+
+fn folder_from(variable: &str, default: &str) -> PathBuf {
+    let folder =
+        std::env::var_os(variable).map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(default), PathBuf::from);
+    assert!(folder.is_dir(), "{} is not there: run `make setup`, or set {variable}", folder.display());
+    folder
+}
+
+/// One running server process. Killed when dropped.
+struct Process {
+    child: Child,
+    name: &'static str,
+    log: PathBuf,
+}
+
+type Spawn = (Command, Sender<std::io::Result<Child>>);
+
+/// Linux binds a child's death signal to the thread that spawned it, and test threads end with their test: so one thread
+/// that lives as long as the process spawns them all.
+static SPAWNER: LazyLock<Mutex<Sender<Spawn>>> = LazyLock::new(|| {
+    let (jobs, inbox) = channel::<Spawn>();
+    thread::Builder::new()
+        .name("server-spawner".into())
+        .spawn(move || {
+            for (mut command, reply) in inbox {
+                reply.send(command.spawn()).expect("the caller waits for the reply");
+            }
+        })
+        .expect("a thread can be started");
+    Mutex::new(jobs)
+});
+
+impl Process {
+    fn spawn(name: &'static str, mut command: Command, log: PathBuf) -> Self {
+        let out = File::options().create(true).append(true).open(&log).expect("the test folder is writable");
+        command.stdin(Stdio::null()).stderr(out.try_clone().expect("a file can be shared")).stdout(out);
+        // SAFETY: prctl is async-signal-safe and touches no memory of this process.
+        unsafe {
+            command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            })
+        };
+        let (reply, answer) = channel();
+        SPAWNER.lock().unwrap().send((command, reply)).expect("the spawner lives as long as the process");
+        let child = answer.recv().expect("the spawner answers").unwrap_or_else(|e| panic!("cannot start {name}: {e}"));
+        Self { child, name, log }
+    }
+
+    fn wait_ready(&mut self, mut ready: impl FnMut() -> bool) {
+        let (child, log, name) = (&mut self.child, &self.log, self.name);
+        until(&format!("{name} answers"), START, || {
+            if let Some(exit) = child.try_wait().expect("a child can be waited for") {
+                panic!("{name} ended ({exit}); its log:\n{}", fs::read_to_string(log).unwrap_or_default());
+            }
+            ready()
+        });
+    }
+
+    fn signal(&mut self, signal: libc::c_int) {
+        let pid = libc::pid_t::try_from(self.child.id()).expect("a process id fits");
+        // SAFETY: the child has not been waited for, so the id is still its own.
+        unsafe { libc::kill(pid, signal) };
+        self.child.wait().expect("a child can be waited for");
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.signal(libc::SIGKILL);
+        }
+    }
+}
+
+/// A Kafka broker, single node, KRaft.
+pub struct Kafka {
+    port: u16,
+    folder: tempfile::TempDir,
+    process: Mutex<Option<Process>>,
+}
+
+impl Kafka {
+    /// The broker of the whole test binary.
+    pub fn shared() -> &'static Self {
+        static SHARED: LazyLock<Kafka> = LazyLock::new(Kafka::start);
+        &SHARED
+    }
+
+    /// A broker of one's own.
+    pub fn start() -> Self {
+        let (port, controller) = (free_port(), free_port());
+        let folder = data_folder();
+        let properties = format!(
+            "process.roles=broker,controller\n\
+             node.id=1\n\
+             controller.quorum.voters=1@127.0.0.1:{controller}\n\
+             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
+             advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n\
+             controller.listener.names=CONTROLLER\n\
+             log.dirs={}\n\
+             offsets.topic.num.partitions=1\n\
+             offsets.topic.replication.factor=1\n\
+             transaction.state.log.num.partitions=1\n\
+             transaction.state.log.replication.factor=1\n\
+             transaction.state.log.min.isr=1\n\
+             group.initial.rebalance.delay.ms=0\n\
+             group.min.session.timeout.ms=1000\n\
+             log.cleaner.dedupe.buffer.size=2097152\n\
+             auto.create.topics.enable=false\n",
+            folder.path().join("log").display()
+        );
+        fs::write(folder.path().join("server.properties"), properties).expect("the test folder is writable");
+        let kafka = Self { port, folder, process: Mutex::new(None) };
+        let formatted = kafka
+            .java()
+            .args(["kafka.tools.StorageTool", "format", "--cluster-id", "ZHJpZnRsaW5lLXRlc3RzMA", "--config"])
+            .arg(kafka.folder.path().join("server.properties"))
+            .output()
+            .expect("java is on the PATH");
+        assert!(formatted.status.success(), "cannot format Kafka's log folder: {formatted:?}");
+        kafka.restart();
+        kafka
+    }
+
+    fn java(&self) -> Command {
+        let libs = folder_from("DRIFTLINE_KAFKA_LIBS", ".servers/kafka/libs");
+        let mut command = Command::new("java");
+        command.current_dir(self.folder.path());
+        command.args(["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp"]).arg(libs.join("*"));
+        command
+    }
+
+    /// Starts the server again after [`Kafka::kill`], on the same port and data, and waits until it answers.
+    pub fn restart(&self) {
+        let mut command = self.java();
+        command.args(["kafka.Kafka", "server.properties"]);
+        let mut process = Process::spawn("Kafka", command, self.folder.path().join("server.log"));
+        let probe: BaseConsumer = self.client().create().expect("the client's settings are valid");
+        process.wait_ready(|| {
+            probe.fetch_metadata(None, Duration::from_millis(500)).is_ok_and(|cluster| !cluster.brokers().is_empty())
+        });
+        *self.process.lock().unwrap() = Some(process);
+    }
+
+    /// Kills the server as a power cut would.
+    pub fn kill(&self) {
+        self.process.lock().unwrap().take().expect("the server runs").signal(libc::SIGKILL);
+    }
+
+    /// Bootstrap address.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    fn client(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", self.address()).set("log_level", "0");
+        config
+    }
+
+    /// Creates a topic with a name of its own.
+    pub fn topic(&self, prefix: &str, partitions: i32) -> String {
+        let name = unique(prefix);
+        let admin: AdminClient<DefaultClientContext> = self.client().create().expect("the client's settings are valid");
+        let topic = NewTopic::new(&name, partitions, TopicReplication::Fixed(1));
+        let made = admin.create_topics([&topic], &AdminOptions::new().operation_timeout(Some(START)));
+        tokio::runtime::Builder::new_current_thread()
+            .build()
+            .expect("a runtime can be made")
+            .block_on(made)
+            .expect("the broker answers")
+            .pop()
+            .expect("one topic was asked for")
+            .expect("the topic is new");
+        name
+    }
+
+    /// Writes records outside of any transaction and waits until they are acknowledged.
+    pub fn produce<'a>(&self, topic: &str, records: impl IntoIterator<Item = (i32, &'a [u8], &'a [u8])>) {
+        let producer: BaseProducer = self.client().create().expect("the client's settings are valid");
+        for (partition, key, value) in records {
+            let mut record = BaseRecord::to(topic).partition(partition).key(key).payload(value);
+            while let Err((error, back)) = producer.send(record) {
+                assert_eq!(error.rdkafka_error_code(), Some(rdkafka::types::RDKafkaErrorCode::QueueFull), "{error}");
+                producer.poll(Duration::from_millis(10));
+                record = back;
+            }
+        }
+        producer.flush(START).expect("the broker acknowledges");
+    }
+
+    /// All committed records of a topic, by partition and offset.
+    pub fn consume(&self, topic: &str) -> Vec<Consumed> {
+        let consumer: BaseConsumer = self
+            .client()
+            .set("group.id", unique("reader"))
+            .set("enable.auto.commit", "false")
+            .set("enable.partition.eof", "true")
+            .set("isolation.level", "read_committed")
+            .set("fetch.wait.max.ms", "20")
+            .create()
+            .expect("the client's settings are valid");
+        let cluster = consumer.fetch_metadata(Some(topic), START).expect("the broker answers");
+        let partitions = cluster.topics()[0].partitions().len();
+        assert!(partitions > 0, "topic {topic} does not exist");
+        let mut list = TopicPartitionList::new();
+        for partition in 0..partitions {
+            let partition = i32::try_from(partition).expect("few partitions");
+            list.add_partition_offset(topic, partition, Offset::Beginning).expect("the offset is valid");
+        }
+        consumer.assign(&list).expect("the partitions exist");
+        let (mut records, mut open) = (Vec::new(), partitions);
+        let deadline = clock::monotonic() + START;
+        while open > 0 {
+            assert!(clock::monotonic() < deadline, "topic {topic} did not end");
+            match consumer.poll(Duration::from_millis(100)) {
+                Some(Ok(message)) => records.push(Consumed {
+                    partition: message.partition(),
+                    offset: message.offset(),
+                    key: message.key().map(<[u8]>::to_vec),
+                    value: message.payload().map(<[u8]>::to_vec),
+                    headers: message.headers().map_or_else(Vec::new, |headers| {
+                        headers.iter().map(|h| (h.key.to_owned(), h.value.unwrap_or_default().to_vec())).collect()
+                    }),
+                }),
+                Some(Err(KafkaError::PartitionEOF(_))) => open -= 1,
+                Some(Err(error)) => panic!("reading {topic}: {error}"),
+                None => {}
+            }
+        }
+        records.sort_by_key(|r| (r.partition, r.offset));
+        records
+    }
+}
+
+/// A record as a consumer with `read_committed` sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Consumed {
+    /// Partition.
+    pub partition: i32,
+    /// Offset.
+    pub offset: i64,
+    /// Key.
+    pub key: Option<Vec<u8>>,
+    /// Value.
+    pub value: Option<Vec<u8>>,
+    /// Headers.
+    pub headers: Vec<(String, Vec<u8>)>,
+}
+
+/// A Redis server. Its writes survive [`Redis::kill`].
+pub struct Redis {
+    port: u16,
+    folder: tempfile::TempDir,
+    process: Mutex<Option<Process>>,
+}
+
+impl Redis {
+    /// The server of the whole test binary.
+    pub fn shared() -> &'static Self {
+        static SHARED: LazyLock<Redis> = LazyLock::new(Redis::start);
+        &SHARED
+    }
+
+    /// A server of one's own.
+    pub fn start() -> Self {
+        let folder = data_folder();
+        let redis = Self { port: free_port(), folder, process: Mutex::new(None) };
+        redis.restart();
+        redis
+    }
+
+    /// Starts the server again after [`Redis::kill`], on the same port and data, and waits until it answers.
+    pub fn restart(&self) {
+        let mut command = Command::new("redis-server");
+        command.args(["--bind", "127.0.0.1", "--port"]).arg(self.port.to_string());
+        command.args(["--save", "", "--appendonly", "yes", "--appendfsync", "always", "--dir"]);
+        command.arg(self.folder.path());
+        let mut process = Process::spawn("Redis", command, self.folder.path().join("server.log"));
+        process.wait_ready(|| ask(self.port, b"PING\r\n").starts_with("+PONG"));
+        *self.process.lock().unwrap() = Some(process);
+    }
+
+    /// Kills the server as a power cut would.
+    pub fn kill(&self) {
+        self.process.lock().unwrap().take().expect("the server runs").signal(libc::SIGKILL);
+    }
+
+    /// `redis://127.0.0.1:port`.
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+}
+
+/// An Apicurio registry, which speaks Confluent's schema registry protocol. Keeps its schemas in memory.
+pub struct SchemaRegistry {
+    port: u16,
+    _process: Process,
+    _folder: tempfile::TempDir,
+}
+
+impl SchemaRegistry {
+    /// The registry of the whole test binary.
+    pub fn shared() -> &'static Self {
+        static SHARED: LazyLock<SchemaRegistry> = LazyLock::new(SchemaRegistry::start);
+        &SHARED
+    }
+
+    fn start() -> Self {
+        let apicurio = folder_from("DRIFTLINE_APICURIO", ".servers/apicurio");
+        let jar = fs::read_dir(&apicurio)
+            .expect("the folder can be listed")
+            .map(|entry| entry.expect("the folder can be listed").path())
+            .find(|path| path.to_string_lossy().ends_with("-runner.jar"))
+            .unwrap_or_else(|| panic!("no *-runner.jar in {}: run `make setup`", apicurio.display()));
+        let folder = data_folder();
+        let port = free_port();
+        let mut command = Command::new("java");
+        command.args(["-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dquarkus.http.host=127.0.0.1"]);
+        command.arg(format!("-Dquarkus.http.port={port}")).arg("-jar").arg(jar).current_dir(folder.path());
+        let mut process = Process::spawn("Apicurio", command, folder.path().join("server.log"));
+        process.wait_ready(|| {
+            ask(port, b"GET /apis/ccompat/v7/subjects HTTP/1.0\r\nHost: localhost\r\n\r\n").contains(" 200 ")
+        });
+        Self { port, _process: process, _folder: folder }
+    }
+
+    /// Address for `[broker] schema_registry`.
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}/apis/ccompat/v7", self.port)
+    }
+}
+
+/// The first bytes that a server answers, or nothing.
+fn ask(port: u16, question: &[u8]) -> String {
+    let answer = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        stream.write_all(question)?;
+        let mut buffer = [0; 256];
+        let n = stream.read(&mut buffer)?;
+        Ok(String::from_utf8_lossy(&buffer[..n]).into_owned())
+    };
+    answer().unwrap_or_default()
+}
+
+#[test]
+fn kafka_keeps_what_was_acknowledged_when_it_is_killed() {
+    let kafka = Kafka::start();
+    let topic = kafka.topic("survives", 2);
+    kafka.produce(&topic, [(0, &b"a"[..], &b"1"[..]), (1, b"b", b"2")]);
+    kafka.kill();
+    kafka.restart();
+    assert_ne!(Kafka::shared().address(), kafka.address());
+    let values: Vec<_> = kafka.consume(&topic).into_iter().map(|r| (r.partition, r.key, r.value)).collect();
+    assert_eq!(values, [(0, Some(b"a".to_vec()), Some(b"1".to_vec())), (1, Some(b"b".to_vec()), Some(b"2".to_vec()))]);
+}
+
+#[test]
+fn redis_keeps_what_was_acknowledged_when_it_is_killed() {
+    let redis = Redis::start();
+    assert_eq!(ask(redis.port, b"SET k v\r\n"), "+OK\r\n");
+    redis.kill();
+    redis.restart();
+    assert_eq!(ask(redis.port, b"GET k\r\n"), "$1\r\nv\r\n");
+    assert!(redis.url().ends_with(&redis.port.to_string()));
+    assert_ne!(Redis::shared().url(), redis.url());
+}
+
+#[test]
+fn the_schema_registry_lists_its_subjects() {
+    assert!(SchemaRegistry::shared().url().starts_with("http://127.0.0.1:"));
+}
