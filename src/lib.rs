@@ -10,6 +10,8 @@
 //!                                     retrain        retraining topic → trainer → gates → alias
 //! ```
 //!
+//! `generate` makes up the events of the churn pipeline.
+//!
 //! Read the modules in that order and you read the data's way. Each stage knows the messages of its neighbours, never their
 //! insides; only `pipeline` sees them all.
 
@@ -28,3 +30,5 @@ pub mod window;
 
 pub mod runtime;
 pub mod telemetry;
+
+pub mod generate;

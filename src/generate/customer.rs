@@ -1,0 +1,246 @@
+//! One customer: habits, a latent engagement, and what comes next.
+//!
+//! A customer's future is a Markov jump process: purchases, logins, contacts and changes of engagement compete, each with a
+//! rate that depends on the state, the season and the shifts. The next event is drawn by thinning (Lewis and Shedler 1979;
+//! Ogata 1981): candidates come at a rate that bounds the true one, and each is kept with the ratio of the two.
+
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, Exp1, StandardNormal};
+
+use super::DAY_MS;
+use super::event::{Contact, CustomerId, Login, Payload, Purchase};
+use super::season::Season;
+use super::shift::{Levels, Shift};
+
+/// What all customers share.
+#[derive(Debug)]
+pub(super) struct World {
+    pub(super) season: Season,
+    pub(super) shifts: Vec<Shift>,
+    /// First instant, milliseconds since 1970 UTC (inclusive).
+    pub(super) start: i64,
+    /// Last instant (exclusive).
+    pub(super) end: i64,
+    /// Factor on the rates of all events.
+    pub(super) scale: f64,
+}
+
+/// How close a customer is to the shop. Never written anywhere: the features have to find it out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Engagement {
+    Active,
+    Cooling,
+    Gone,
+}
+
+/// Factors on a customer's habits in one state of engagement.
+struct Mood {
+    purchases: f64,
+    logins: f64,
+    contacts: f64,
+    /// On the items beyond the first in a basket.
+    basket: f64,
+}
+
+impl Engagement {
+    /// Shares at which the flows between the states balance, so that a stream is stationary from its first day.
+    const AT_START: [(Self, f64); 3] = [(Self::Active, 0.50), (Self::Cooling, 0.09), (Self::Gone, 0.41)];
+
+    fn mood(self) -> Mood {
+        match self {
+            Self::Active => Mood { purchases: 1.0, logins: 1.0, contacts: 1.0, basket: 1.0 },
+            Self::Cooling => Mood { purchases: 0.35, logins: 0.40, contacts: 1.3, basket: 0.6 },
+            Self::Gone => Mood { purchases: 0.0, logins: 0.03, contacts: 0.02, basket: 0.0 },
+        }
+    }
+}
+
+/// Changes of engagement a day. Active customers cool at [`COOLING`] when nothing annoys them.
+const COOLING: f64 = 1.0 / 150.0;
+const LEAVING: f64 = 1.0 / 22.0;
+const WARMING: f64 = 1.0 / 70.0;
+const RETURNING: f64 = 1.0 / 110.0;
+
+/// After this long half of a customer's trouble is forgotten.
+const TROUBLE_HALF_LIFE_MS: f64 = 15.0 * DAY_MS as f64;
+/// Trouble beyond this annoys no further.
+const TROUBLE_LIMIT: f64 = 2.6;
+
+/// What does not change about a customer. Rates are a day, while active.
+#[derive(Debug, Clone)]
+struct Habits {
+    purchases: f64,
+    logins: f64,
+    contacts: f64,
+    /// Logarithm of the usual price of an item.
+    price: f64,
+    /// Mean number of items beyond the first in a basket.
+    items: f64,
+    /// Exponent of the price level in the rate of cooling.
+    price_sensitivity: f64,
+    /// Share of logins from the app.
+    app: f64,
+}
+
+impl Habits {
+    fn draw(rng: &mut ChaCha8Rng) -> Self {
+        let mut normal = || -> f64 { StandardNormal.sample(rng) };
+        let (pace, visits, taste, basket, thrift) = (normal(), normal(), normal(), normal(), normal());
+        // Segments: the loyal, the regular and the occasional buyer.
+        let days_between_purchases = match rng.random::<f64>() {
+            u if u < 0.25 => 5.0,
+            u if u < 0.65 => 11.0,
+            _ => 45.0,
+        };
+        let purchases = (0.30 * pace).exp() / days_between_purchases;
+        Self {
+            purchases,
+            logins: (1.6 * purchases + 0.12) * (0.30 * visits).exp(),
+            contacts: 0.004 + 0.05 * purchases,
+            price: 2.6 + 0.55 * taste,
+            items: 0.8 * (0.40 * basket).exp(),
+            price_sensitivity: (2.0 - 1.6 * taste + 0.5 * thrift).clamp(0.0, 6.0),
+            app: if rng.random::<f64>() < 0.6 { 0.85 } else { 0.10 },
+        }
+    }
+}
+
+/// A customer at an instant.
+#[derive(Debug)]
+pub(super) struct Customer {
+    habits: Habits,
+    engagement: Engagement,
+    /// Half-way to the next purchase. Two steps a purchase make the intervals more regular than a Poisson process: people
+    /// do not shop again in the minute after they did.
+    halfway: bool,
+    /// What is left of the annoyance by contacts, as of `now`.
+    trouble: f64,
+    /// Milliseconds since 1970 UTC.
+    now: i64,
+    /// Where in its random stream the customer goes on.
+    pub(super) position: u64,
+}
+
+impl Customer {
+    /// A customer of the shop's first day, in any state.
+    pub(super) fn existing(rng: &mut ChaCha8Rng, now: i64) -> Self {
+        let mut left = rng.random::<f64>();
+        let engagement = Engagement::AT_START
+            .into_iter()
+            .find_map(|(engagement, share)| {
+                left -= share;
+                (left < 0.0).then_some(engagement)
+            })
+            .unwrap_or(Engagement::Gone);
+        let halfway = rng.random();
+        Self { habits: Habits::draw(rng), engagement, halfway, trouble: 0.0, now, position: 0 }
+    }
+
+    /// A customer who joins, about to buy.
+    pub(super) fn joining(rng: &mut ChaCha8Rng, now: i64) -> Self {
+        Self {
+            habits: Habits::draw(rng),
+            engagement: Engagement::Active,
+            halfway: true,
+            trouble: 0.0,
+            now,
+            position: 0,
+        }
+    }
+
+    /// Lives on to the next event; gives its time and record, or nothing if there is none before the world's end. Times of
+    /// one customer's events rise strictly.
+    pub(super) fn next(&mut self, id: CustomerId, rng: &mut ChaCha8Rng, world: &World) -> Option<(i64, Payload)> {
+        loop {
+            let levels = Levels::at(&world.shifts, world.start, self.now);
+            let mood = self.engagement.mood();
+            // Half steps, hence twice the rate.
+            let purchases = 2.0 * self.habits.purchases * mood.purchases * world.scale;
+            let logins = self.habits.logins * mood.logins * world.scale * levels.logins;
+            let contacts = self.habits.contacts * mood.contacts * world.scale * levels.support;
+            let seasonal = (purchases + logins + contacts) * world.season.greatest();
+            // Trouble only fades between events, so the rate of now bounds that of later.
+            let bound = seasonal + self.rate_of_change(&levels);
+            let wait: f64 = Exp1.sample(rng);
+            let time = self.now.saturating_add((wait / bound * DAY_MS as f64) as i64).saturating_add(1);
+            if time >= levels.until.min(world.end) {
+                if levels.until >= world.end {
+                    return None;
+                }
+                // Rates change here; the process has no memory, so it is drawn afresh from here on.
+                self.advance(levels.until);
+                continue;
+            }
+            self.advance(time);
+            let season = world.season.at(time);
+            let mut u = rng.random::<f64>() * bound;
+            let mut chosen = |rate: f64| {
+                u -= rate;
+                u < 0.0
+            };
+            if chosen(purchases * season) {
+                self.halfway = !self.halfway;
+                if self.halfway {
+                    continue;
+                }
+                return Some((time, Payload::Purchase(self.purchase(id, rng, mood.basket, levels.amount))));
+            } else if chosen(logins * season) {
+                let device = if rng.random::<f64>() < self.habits.app { "app" } else { "web" };
+                return Some((time, Payload::Login(Login { customer_id: id, logged_in_at: time, device })));
+            } else if chosen(contacts * season) {
+                return Some((time, Payload::Contact(self.contact(id, rng))));
+            } else if chosen(self.rate_of_change(&levels)) {
+                self.change(rng);
+            }
+        }
+    }
+
+    /// Moves the clock on.
+    fn advance(&mut self, time: i64) {
+        self.trouble *= (-(time - self.now) as f64 / TROUBLE_HALF_LIFE_MS).exp2();
+        self.now = time;
+    }
+
+    /// Changes of engagement a day.
+    fn rate_of_change(&self, levels: &Levels) -> f64 {
+        match self.engagement {
+            Engagement::Active => {
+                COOLING * self.trouble.exp() * levels.amount.powf(self.habits.price_sensitivity) * levels.churn
+            }
+            Engagement::Cooling => LEAVING + WARMING,
+            Engagement::Gone => RETURNING,
+        }
+    }
+
+    fn change(&mut self, rng: &mut ChaCha8Rng) {
+        self.engagement = match self.engagement {
+            Engagement::Active => Engagement::Cooling,
+            Engagement::Cooling if rng.random::<f64>() < LEAVING / (LEAVING + WARMING) => Engagement::Gone,
+            Engagement::Cooling | Engagement::Gone => Engagement::Active,
+        };
+    }
+
+    fn purchase(&self, id: CustomerId, rng: &mut ChaCha8Rng, basket: f64, level: f64) -> Purchase {
+        let extra: f64 = Exp1.sample(rng);
+        let quantity = 1 + (extra * self.habits.items * basket).round() as i64;
+        let surprise: f64 = StandardNormal.sample(rng);
+        let price = (self.habits.price + 0.30 * surprise).exp() * level;
+        let amount = (quantity as f64 * price * 100.0).round() / 100.0;
+        Purchase { customer_id: id, purchased_at: self.now, quantity, amount }
+    }
+
+    fn contact(&mut self, id: CustomerId, rng: &mut ChaCha8Rng) -> Contact {
+        let subject = match rng.random::<f64>() {
+            u if u < 0.40 => "question",
+            u if u < 0.65 => "delivery",
+            u if u < 0.80 => "billing",
+            _ => "complaint",
+        };
+        let patience: f64 = Exp1.sample(rng);
+        let wait_minutes = (patience * 80.0).round() / 10.0;
+        let annoyance = if subject == "complaint" { 1.2 } else { 0.3 };
+        self.trouble = (self.trouble + annoyance + wait_minutes / 15.0).min(TROUBLE_LIMIT);
+        Contact { customer_id: id, contacted_at: self.now, subject, wait_minutes }
+    }
+}

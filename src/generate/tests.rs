@@ -1,0 +1,162 @@
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::*;
+
+/// A small, busy shop.
+fn options() -> GenerateOptions {
+    GenerateOptions { customers: 2_000, days: 100, growth: 0.3, ..GenerateOptions::default() }
+}
+
+fn purchases(events: &[GeneratedEvent]) -> impl Iterator<Item = &Purchase> {
+    events.iter().filter_map(|e| match &e.payload {
+        Payload::Purchase(p) => Some(p),
+        _ => None,
+    })
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> f64 {
+    let (sum, n) = values.fold((0.0, 0u32), |(sum, n), v| (sum + v, n + 1));
+    sum / f64::from(n)
+}
+
+#[test]
+fn same_options_same_stream() {
+    let small = || GenerateOptions { customers: 300, ..options() };
+    let first: Vec<_> = ChurnStream::new(small()).collect();
+    assert_eq!(first, ChurnStream::new(small()).collect::<Vec<_>>());
+    let other = ChurnStream::new(GenerateOptions { seed: 43, ..small() }).collect::<Vec<_>>();
+    assert_ne!(first[..50], other[..50]);
+    // A longer stream goes on where a shorter one ends.
+    let longer = ChurnStream::new(GenerateOptions { days: 130, ..small() }).take(first.len()).collect::<Vec<_>>();
+    let end = small().start + 100 * DAY_MS - 60_000;
+    let before = |events: &[GeneratedEvent]| events.iter().filter(|e| e.timestamp < end).cloned().collect::<Vec<_>>();
+    assert_eq!(before(&first), before(&longer));
+}
+
+#[test]
+fn arrives_in_order_and_no_later_than_allowed() {
+    let options = options();
+    let (start, end) = (options.start, options.start + i64::from(options.days) * DAY_MS);
+    let mut arrived = i64::MIN;
+    let mut newest = start;
+    let mut behind = 0;
+    let mut last_of: HashMap<_, i64> = HashMap::new();
+    for event in ChurnStream::new(options.clone()) {
+        assert!(event.timestamp >= arrived, "timestamps never fall");
+        arrived = event.timestamp;
+        assert!((start..end).contains(&event.event_time()));
+        assert!((0..=options.disorder.as_millis() as i64).contains(&(event.timestamp - event.event_time())));
+        if event.source() != "labels" {
+            assert!(newest - event.event_time() <= options.disorder.as_millis() as i64);
+            behind += u32::from(event.event_time() < newest);
+            newest = newest.max(event.event_time());
+            if let Some(before) = last_of.insert(event.customer(), event.event_time()) {
+                assert!(before < event.event_time(), "a customer's own events are in order");
+            }
+        }
+    }
+    assert!(behind > 0, "some events are out of order");
+    let tidy = GenerateOptions { disorder: Duration::ZERO, customers: 300, ..options };
+    assert!(ChurnStream::new(tidy).is_sorted_by_key(|e| e.timestamp.max(e.event_time())));
+}
+
+#[test]
+fn customers_join_and_all_kinds_of_events_occur() {
+    let events: Vec<_> = ChurnStream::new(options()).collect();
+    let count = |source| events.iter().filter(|e| e.source() == source).count();
+    let [bought, logins, support] = ["purchases", "logins", "support"].map(count);
+    assert!(logins > bought && bought > 4 * support && support > 500, "{bought} {logins} {support}");
+    let joined = events.iter().map(|e| e.customer().0).max().unwrap() - 1_999;
+    // 2,000 · 0.3 · 100 / 365 = 164 expected.
+    assert!((120..210).contains(&joined), "{joined} joined");
+}
+
+#[test]
+fn days_and_hours_have_their_seasons() {
+    let events: Vec<_> = ChurnStream::new(options()).collect();
+    let hour = |h: i64| purchases(&events).filter(|p| p.purchased_at.rem_euclid(DAY_MS) / (DAY_MS / 24) == h).count();
+    assert!(hour(20) > 8 * hour(4), "evenings {} nights {}", hour(20), hour(4));
+    let weekday = |d: i64| purchases(&events).filter(|p| (p.purchased_at / DAY_MS + 3) % 7 == d).count() as f64;
+    let ratio = weekday(5) / weekday(1);
+    assert!((1.3..1.65).contains(&ratio), "Saturday by Tuesday: {ratio}");
+}
+
+#[test]
+fn labels_are_true() {
+    let options = GenerateOptions { label_horizon: Duration::from_secs(20 * 86_400), ..options() };
+    let horizon = options.label_horizon.as_millis() as i64;
+    let delay = horizon + options.disorder.as_millis() as i64;
+    let end = options.start + i64::from(options.days) * DAY_MS;
+    let events: Vec<_> = ChurnStream::new(options).collect();
+    let mut times: HashMap<_, Vec<i64>> = HashMap::new();
+    for p in purchases(&events) {
+        times.entry(p.customer_id).or_default().push(p.purchased_at);
+    }
+    let mut labels = HashMap::new();
+    for event in &events {
+        if let Payload::Label(l) = &event.payload {
+            assert!(l.labelled_at >= l.as_of + horizon && event.timestamp == l.labelled_at);
+            let bought = times[&l.customer_id].iter().any(|t| (l.as_of + 1..=l.as_of + horizon).contains(t));
+            assert_eq!(l.churned, !bought, "{l:?}");
+            assert!(labels.insert((l.customer_id, l.as_of), l.churned).is_none(), "one label a purchase");
+        }
+    }
+    let due: usize = times.values().flatten().filter(|t| **t + delay < end - 60_000).count();
+    assert!(labels.len() >= due, "every purchase gets its label");
+    let churned = labels.values().filter(|c| **c).count() as f64 / labels.len() as f64;
+    assert!((0.15..0.40).contains(&churned), "base rate {churned}");
+}
+
+#[test]
+fn a_shift_changes_what_it_says_from_its_day_on() {
+    let day = |t: i64| (t - options().start) / DAY_MS;
+    let calm: Vec<_> = ChurnStream::new(options()).collect();
+    let shifted = |text: &str| -> Vec<GeneratedEvent> {
+        ChurnStream::new(GenerateOptions { shifts: vec![text.parse().unwrap()], ..options() }).collect()
+    };
+
+    let dearer = shifted("amount*1.33@60");
+    let before =
+        |events: &[GeneratedEvent]| events.iter().take_while(|e| day(e.timestamp) < 60).cloned().collect::<Vec<_>>();
+    // Labels that are known before the shift, too.
+    assert_eq!(before(&calm), before(&dearer));
+    let amounts = |events: &[GeneratedEvent]| {
+        mean(purchases(events).filter(|p| (60..70).contains(&day(p.purchased_at))).map(|p| p.amount))
+    };
+    let ratio = amounts(&dearer) / amounts(&calm);
+    assert!((1.28..1.42).contains(&ratio), "amounts rose by {ratio}");
+
+    let rate = |events: &[GeneratedEvent], source: &str, days: std::ops::Range<i64>| {
+        events.iter().filter(|e| e.source() == source && days.contains(&day(e.timestamp))).count() as f64
+    };
+    let burst = shifted("support*5@60..64");
+    let ratio = rate(&burst, "support", 60..64) / rate(&calm, "support", 60..64);
+    assert!((4.0..6.0).contains(&ratio), "contacts rose by {ratio}");
+    let ratio = rate(&burst, "support", 66..80) / rate(&calm, "support", 66..80);
+    assert!((0.8..1.2).contains(&ratio), "and fell back to {ratio}");
+
+    let fewer = shifted("logins*0.5@60");
+    let ratio = rate(&fewer, "logins", 60..100) / rate(&calm, "logins", 60..100);
+    assert!((0.46..0.54).contains(&ratio), "logins fell to {ratio}");
+    let ratio = rate(&fewer, "purchases", 60..100) / rate(&calm, "purchases", 60..100);
+    assert!((0.95..1.05).contains(&ratio), "purchases went on: {ratio}");
+
+    let leaving = shifted("churn*6@60");
+    let ratio = rate(&leaving, "purchases", 85..100) / rate(&calm, "purchases", 85..100);
+    assert!(ratio < 0.8, "purchases with churn {ratio}");
+}
+
+#[test]
+fn records_are_written_as_their_schemas_say() {
+    let purchase =
+        Purchase { customer_id: CustomerId(42), purchased_at: 1_735_689_600_000, quantity: 2, amount: 29.33 };
+    let event = GeneratedEvent { timestamp: purchase.purchased_at + 5, payload: Payload::Purchase(purchase) };
+    let mut text = Vec::new();
+    event.write_json(&mut text);
+    let expected = r#"{"customer_id":"C000042","purchased_at":1735689600000,"quantity":2,"amount":29.33}"#;
+    assert_eq!(std::str::from_utf8(&text).unwrap(), expected);
+    assert_eq!(event.to_json(), serde_json::from_str::<serde_json::Value>(expected).unwrap());
+    assert_eq!((event.source(), event.customer().to_string()), ("purchases", "C000042".to_owned()));
+    assert_eq!(CustomerId(u32::MAX).to_string(), "C4294967295");
+}
