@@ -1,3 +1,4 @@
 //! A pipeline's definition: [`spec`](self) as written, [`plan`] as validated.
 
+pub mod names;
 pub mod plan;

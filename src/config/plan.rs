@@ -10,8 +10,11 @@ use std::time::Duration;
 pub struct Plan {
     /// Pipeline name: prefix of its topics, groups and metrics labels.
     pub name: String,
-    /// Folder of `pipeline.toml`.
+    /// Folder of `pipeline.toml`, absolute.
     pub folder: PathBuf,
+    /// The project's root, absolute: what holds `pipelines/`, where the pipeline is in such a folder, else the pipeline's own
+    /// folder. Relative data paths start here and commands run here, whatever directory driftline is started in.
+    pub root: PathBuf,
     /// First 16 hex digits of SHA-256 over everything that decides feature values: entities, sources, features, derived.
     pub definition: String,
     /// The log.
@@ -144,6 +147,18 @@ impl DataType {
             Self::String => a::DataType::Utf8,
             Self::Timestamp => a::DataType::Timestamp(a::TimeUnit::Millisecond, Some("UTC".into())),
         }
+    }
+}
+
+impl std::fmt::Display for DataType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Int64 => "int64",
+            Self::Float64 => "float64",
+            Self::Boolean => "boolean",
+            Self::String => "string",
+            Self::Timestamp => "timestamp",
+        })
     }
 }
 
@@ -326,6 +341,8 @@ pub struct LabelsPlan {
     pub topic: Arc<str>,
     /// Value format.
     pub format: Format,
+    /// The fields below with their types: keys, `as_of`, `value`.
+    pub fields: Vec<Column>,
     /// For each entity key: the field that holds it.
     pub key_fields: Vec<Arc<str>>,
     /// Field with the instant that the label is about (the prediction's event time), and its unit.

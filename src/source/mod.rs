@@ -1,5 +1,7 @@
 //! From records to columns: decoding, event time, filters, and what becomes of records that fit nowhere.
 
+pub mod expression;
+
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
