@@ -2,8 +2,33 @@
 //!
 //! A task owns one partition number across the co-partitioned sources. It merges their rows by event time, applies them
 //! to the state of their entities and answers with feature rows.
+//!
+//! ```text
+//!  SourceBatch ─ offer ─> synchroniser ─ advance ─> state of the row's entity ─> rows of `[score] on`, online rows
+//!                         by event time             raw rows │ tiles │ beyond     late rows, next offsets, ledger
+//! ```
+//!
+//! What a value means:
+//!
+//! - A window of length *w* with tiles of length *τ*, as of *t*, covers the events in `(floor((t − w)/τ)·τ, t]`. Events of
+//!   the instant *t* itself count if they come before the asking event in (source order, offset) order, or are it.
+//! - An event whose filter is not true, or whose `of` value is null or not finite, is not there for that group.
+//! - An empty window has count 0 and sum 0; every other function is null. `std` is the sample standard deviation, null for
+//!   fewer than two values. A sum of integers that does not fit 64 bits is null, and so is a float result that is not finite.
+//! - Values do not depend on how the state is cut into tiles, when it was flushed, or whether it was restored: integers are
+//!   summed exactly and floats in twice the precision (see `double_double` for the limits of that).
+
+mod engine;
+mod task;
+
+use std::sync::Arc;
 
 use arrow::array::RecordBatch;
+
+use crate::broker::NextOffset;
+
+pub use engine::{Engine, StateBytes, state_bytes};
+pub use task::Task;
 
 /// Columns of a feature batch that are not entity keys or features. Entity keys come first, then these, then all features.
 pub mod row_columns {
@@ -26,7 +51,150 @@ pub mod row_columns {
 pub struct FeatureRows {
     /// Entity keys, the columns of [`row_columns`], then all features of the plan in order.
     pub batch: RecordBatch,
-    /// Order of the rows among all that the task ever wrote: the sum of the next offsets of its sources after the event
-    /// was applied. Rises with every event; equal after a replay. Breaks ties of event time in the online store.
+    /// Order of the rows among all that the task ever wrote: the sum over its sources of the offset after the last applied
+    /// row. Rises with every event; equal after a replay. Breaks ties of event time in the online store.
     pub sequence: Vec<i64>,
+}
+
+/// What a task knows of its sources beyond the rows it was offered. One entry a source, in the plan's order.
+#[derive(Debug, Clone, Copy)]
+pub struct TaskClock<'a> {
+    /// All that the partition holds has been offered: the source no longer holds back the others while it has no row.
+    pub caught_up: &'a [bool],
+    /// No record came for [`idle_after`](crate::config::plan::SourcePlan::idle_after): as above, and the source's watermark
+    /// no longer counts in the task's.
+    pub idle: &'a [bool],
+}
+
+/// A row behind its partition's watermark: not applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Late {
+    /// Index of the source in the plan.
+    pub source: usize,
+    /// Offset of the row.
+    pub offset: i64,
+    /// Its event time, ms.
+    pub event_time: i64,
+    /// The watermark of its partition when it came, ms: event times below it are late.
+    pub watermark: i64,
+}
+
+/// The ledger of one source: `read = applied + filtered + late + dead`, always.
+///
+/// A batch's filtered and dead records enter it together with the last row of the batch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Records accounted for.
+    pub read: u64,
+    /// Applied to the state.
+    pub applied: u64,
+    /// Left out by the source's `where`.
+    pub filtered: u64,
+    /// Behind the watermark.
+    pub late: u64,
+    /// Given up while decoding: already dead letters.
+    pub dead: u64,
+}
+
+/// Expressions that had no value for some rows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Failures {
+    /// Number of (row, expression) pairs.
+    pub rows: u64,
+    /// The first one, in words.
+    pub first: Option<String>,
+}
+
+/// What a call of [`Task::advance`] did.
+#[derive(Debug, Clone)]
+pub struct Applied {
+    /// One row an event of `[score] on`, in the order of application, as of that event. Empty without `[score]`.
+    pub rows: FeatureRows,
+    /// One row an entity that any event touched, as of the entity's newest event.
+    pub online: FeatureRows,
+    /// Rows that came too late, in the order of their source; each was also told by [`Task::offer`].
+    pub late: Vec<Late>,
+    /// First unapplied offset of each source; `None` before its first batch.
+    pub next: Vec<Option<NextOffset>>,
+    /// What this call accounts for, by source.
+    pub counts: Vec<Counts>,
+    /// Rows for which a group's filter (not kept) or a derived feature (null) could not be computed.
+    pub failures: Failures,
+    /// Watermark of the task, ms: the least of its sources that are not idle. `None` while one of them has none.
+    pub watermark: Option<i64>,
+    /// More rows can be applied at once: `advance` stopped at its limit.
+    pub more: bool,
+}
+
+/// What a task holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Bytes of the state, as allocated.
+    pub state: usize,
+    /// Bytes of rows offered and not yet applied.
+    pub buffered: usize,
+}
+
+/// What can go wrong in windows.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WindowError {
+    /// The plan asks for what there is not.
+    #[error("feature group {group}: {reason}")]
+    Group {
+        /// Group or derived feature.
+        group: String,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// The windows of one source cannot share tiles.
+    #[error(
+        "source {source_name}: window {shorter} with tiles of {shorter_tile_ms} ms and window {longer} with tiles of \
+         {longer_tile_ms} ms cannot share state: the one tile must divide the other, the longer window's being the larger; \
+         set `tile` in the feature group"
+    )]
+    Tiles {
+        /// Source.
+        source_name: Arc<str>,
+        /// The shorter window's label.
+        shorter: String,
+        /// Its tile, ms.
+        shorter_tile_ms: i64,
+        /// The longer window's label.
+        longer: String,
+        /// Its tile, ms.
+        longer_tile_ms: i64,
+    },
+    /// A batch is not what the source stage makes.
+    #[error("source {source_name}, partition {partition}, offsets from {offset}: {reason}")]
+    Batch {
+        /// Source.
+        source_name: Arc<str>,
+        /// Partition.
+        partition: i32,
+        /// First offset of the batch, or its next where it has no row.
+        offset: i64,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A checkpoint is of another definition.
+    #[error(
+        "the checkpoint was written for definition {found} of the features, this is definition {expected}: state cannot be \
+         carried over; start from the beginning of the log with an empty offline folder, or restore the old definition"
+    )]
+    OtherDefinition {
+        /// Hash now.
+        expected: String,
+        /// Hash in the checkpoint.
+        found: String,
+    },
+    /// A checkpoint cannot be read.
+    #[error("the checkpoint cannot be restored: {reason}")]
+    Corrupt {
+        /// What is wrong.
+        reason: String,
+    },
+    /// Columns could not be built or evaluated.
+    #[error("feature rows: {0}")]
+    Rows(String),
 }
