@@ -1,4 +1,18 @@
 //! Scoring: feature rows become predictions, a micro-batch at a time.
+//!
+//! [`Batcher`] says when a micro-batch closes, [`Scorer`] scores it, [`PredictionEncoder`] writes the records. Where stages
+//! run apart, [`FeatureEncoder`] carry the rows between them.
+
+mod batcher;
+mod error;
+mod message;
+mod rows;
+mod scorer;
+
+pub use batcher::{BatchLimits, Batcher, CloseReason, Closed};
+pub use error::ScoreError;
+pub use message::{Encoded, EncodedRecord, FeatureEncoder, PredictionEncoder};
+pub use scorer::{Scorer, Scores};
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};

@@ -44,6 +44,10 @@ names! {
     counter SCORE_FAILED = "driftline_score_rows_failed_total";
     /// Model versions that came into use. Labels: pipeline.
     counter MODEL_SWAPS = "driftline_model_swaps_total";
+    /// Model versions that could not be used. Labels: pipeline, reason (bundle, signature, graph, storage, other).
+    counter MODEL_REFUSED = "driftline_model_versions_refused_total";
+    /// Seconds to load, check and warm up a model version. Labels: pipeline.
+    histogram MODEL_LOAD = "driftline_model_load_seconds";
     /// Rows written to the online store. Labels: pipeline.
     counter ONLINE_ROWS = "driftline_online_rows_written_total";
     /// Feature rows committed to offline files. Labels: pipeline.

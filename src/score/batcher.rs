@@ -1,0 +1,251 @@
+//! The micro-batcher: what waits, and when it closes. A state machine without a clock: instants come from outside.
+
+use std::time::{Duration, Instant};
+
+use crate::config::plan::ScorePlan;
+
+/// Why a batch closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CloseReason {
+    /// It holds as many rows as one batch may.
+    Rows,
+    /// It holds as many bytes as one batch may.
+    Bytes,
+    /// Its first row has waited long enough.
+    Linger,
+    /// Nothing more will come.
+    Shutdown,
+}
+
+impl CloseReason {
+    /// Fixed word for metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Rows => "rows",
+            Self::Bytes => "bytes",
+            Self::Linger => "linger",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
+/// When a batch closes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchLimits {
+    /// At this many rows, …
+    pub rows: usize,
+    /// … at this many bytes, …
+    pub bytes: usize,
+    /// … or this long after its first item.
+    pub wait: Duration,
+}
+
+impl BatchLimits {
+    /// The limits of a pipeline.
+    pub fn of(plan: &ScorePlan) -> Self {
+        Self { rows: plan.batch_rows, bytes: plan.batch_bytes, wait: plan.batch_wait }
+    }
+}
+
+/// A closed batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Closed<T> {
+    /// Why.
+    pub reason: CloseReason,
+    /// What waited, in the order it came.
+    pub items: Vec<T>,
+    /// Rows of all items.
+    pub rows: usize,
+    /// Bytes of all items.
+    pub bytes: usize,
+}
+
+/// Collects items until a limit is reached. An item is never split: a batch goes beyond a limit by its last item at most.
+#[derive(Debug)]
+pub struct Batcher<T> {
+    limits: BatchLimits,
+    items: Vec<T>,
+    rows: usize,
+    bytes: usize,
+    /// Set by the first item.
+    deadline: Option<Instant>,
+}
+
+impl<T> Batcher<T> {
+    /// An empty batcher.
+    pub fn new(limits: BatchLimits) -> Self {
+        Self { limits, items: Vec::new(), rows: 0, bytes: 0, deadline: None }
+    }
+
+    /// Adds an item that came at `now`, and closes the batch where that fills it. Where rows and bytes fill it at once, the
+    /// reason is rows.
+    pub fn push(&mut self, item: T, rows: usize, bytes: usize, now: Instant) -> Option<Closed<T>> {
+        self.items.push(item);
+        self.rows += rows;
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.deadline.get_or_insert_with(|| now + self.limits.wait);
+        if self.rows >= self.limits.rows {
+            self.close(CloseReason::Rows)
+        } else if self.bytes >= self.limits.bytes {
+            self.close(CloseReason::Bytes)
+        } else {
+            None
+        }
+    }
+
+    /// Closes the batch where its first item has waited long enough at `now`.
+    pub fn poll(&mut self, now: Instant) -> Option<Closed<T>> {
+        match self.deadline {
+            Some(deadline) if now >= deadline => self.close(CloseReason::Linger),
+            _ => None,
+        }
+    }
+
+    /// Closes what waits, because nothing more will come.
+    pub fn shut_down(&mut self) -> Option<Closed<T>> {
+        self.close(CloseReason::Shutdown)
+    }
+
+    /// Gives up what waits, as if it had never come: its source will bring it again.
+    pub fn clear(&mut self) {
+        self.close(CloseReason::Shutdown);
+    }
+
+    /// When [`Batcher::poll`] will close the batch; nothing where nothing waits.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Rows that wait.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// True where nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    fn close(&mut self, reason: CloseReason) -> Option<Closed<T>> {
+        self.deadline = None;
+        let (rows, bytes) = (std::mem::take(&mut self.rows), std::mem::take(&mut self.bytes));
+        let items = std::mem::take(&mut self.items);
+        (!items.is_empty()).then_some(Closed { reason, items, rows, bytes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    use super::*;
+    use crate::runtime::clock::monotonic;
+
+    const LIMITS: BatchLimits = BatchLimits { rows: 10, bytes: 1000, wait: Duration::from_millis(5) };
+
+    #[rstest]
+    #[case::one_row_short(9, 1, None)]
+    #[case::rows(10, 1, Some(CloseReason::Rows))]
+    #[case::more_rows_than_fit(25, 1, Some(CloseReason::Rows))]
+    #[case::one_byte_short(1, 999, None)]
+    #[case::bytes(1, 1000, Some(CloseReason::Bytes))]
+    #[case::both(10, 1000, Some(CloseReason::Rows))]
+    #[case::nothing_in_it(0, 0, None)]
+    fn an_item_closes_a_batch_for_its_size(
+        #[case] rows: usize,
+        #[case] bytes: usize,
+        #[case] expected: Option<CloseReason>,
+    ) {
+        let closed = Batcher::new(LIMITS).push('a', rows, bytes, monotonic());
+        assert_eq!(closed.map(|closed| closed.reason), expected);
+    }
+
+    #[rstest]
+    #[case::before(4, false)]
+    #[case::at(5, true)]
+    #[case::after(6, true)]
+    fn the_first_item_sets_the_deadline(#[case] after: u64, #[case] closes: bool) {
+        let start = monotonic();
+        let mut batcher = Batcher::new(LIMITS);
+        assert_eq!(batcher.deadline(), None);
+        batcher.push('a', 1, 1, start);
+        batcher.push('b', 1, 1, start + Duration::from_millis(3));
+        assert_eq!(batcher.deadline(), Some(start + LIMITS.wait));
+        let closed = batcher.poll(start + Duration::from_millis(after));
+        let expected = Closed { reason: CloseReason::Linger, items: vec!['a', 'b'], rows: 2, bytes: 2 };
+        assert_eq!(closed, closes.then_some(expected));
+    }
+
+    #[test]
+    fn an_empty_batch_never_closes() {
+        let mut batcher = Batcher::<()>::new(LIMITS);
+        assert_eq!(batcher.poll(monotonic() + Duration::from_secs(60)), None);
+        assert_eq!(batcher.shut_down(), None);
+    }
+
+    #[test]
+    fn what_is_given_up_does_not_come_back() {
+        let mut batcher = Batcher::new(LIMITS);
+        batcher.push('a', 9, 1, monotonic());
+        batcher.clear();
+        assert!(batcher.is_empty() && batcher.deadline().is_none());
+        assert_eq!(batcher.push('b', 9, 1, monotonic()), None);
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Push { rows: usize, bytes: usize },
+        Wait { millis: u64 },
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let push = (0_usize..15, 0_usize..1500).prop_map(|(rows, bytes)| Step::Push { rows, bytes });
+        let wait = (0_u64..8).prop_map(|millis| Step::Wait { millis });
+        prop::collection::vec(prop_oneof![push, wait], 0..60)
+    }
+
+    proptest! {
+        #[test]
+        fn every_item_leaves_once_in_order_and_in_time(steps in steps()) {
+            let mut now = monotonic();
+            let mut batcher = Batcher::new(LIMITS);
+            let (mut pushed, mut closed) = (Vec::new(), Vec::new());
+            for step in steps {
+                let out = match step {
+                    Step::Push { rows, bytes } => {
+                        let id = pushed.len();
+                        pushed.push((id, rows, bytes, now));
+                        batcher.push((id, now), rows, bytes, now)
+                    }
+                    Step::Wait { millis } => {
+                        // A caller that waits no longer than the deadline closes no batch late.
+                        let until = now + Duration::from_millis(millis);
+                        now = batcher.deadline().map_or(until, |deadline| until.min(deadline));
+                        batcher.poll(now)
+                    }
+                };
+                closed.extend(out.map(|batch| (batch, now)));
+            }
+            closed.extend(batcher.shut_down().map(|batch| (batch, now)));
+
+            let left: Vec<usize> = closed.iter().flat_map(|(batch, _)| batch.items.iter().map(|(id, _)| *id)).collect();
+            prop_assert_eq!(left, (0..pushed.len()).collect::<Vec<_>>());
+            for (batch, at) in &closed {
+                let rows: Vec<usize> = batch.items.iter().map(|(id, _)| pushed[*id].1).collect();
+                let bytes: usize = batch.items.iter().map(|(id, _)| pushed[*id].2).sum();
+                prop_assert_eq!(batch.rows, rows.iter().sum::<usize>());
+                prop_assert_eq!(batch.bytes, bytes);
+                // Without its last item no batch was full.
+                prop_assert!(batch.rows - rows[rows.len() - 1] < LIMITS.rows);
+                prop_assert!(*at <= batch.items[0].1 + LIMITS.wait);
+                match batch.reason {
+                    CloseReason::Rows => prop_assert!(batch.rows >= LIMITS.rows),
+                    CloseReason::Bytes => prop_assert!(batch.rows < LIMITS.rows && batch.bytes >= LIMITS.bytes),
+                    CloseReason::Linger => prop_assert_eq!(*at, batch.items[0].1 + LIMITS.wait),
+                    CloseReason::Shutdown => prop_assert!(batch.rows < LIMITS.rows && batch.bytes < LIMITS.bytes),
+                }
+            }
+        }
+    }
+}
