@@ -7,6 +7,8 @@
 //! All calls block and each consumer or producer belongs to one thread: a worker polls, computes, produces and
 //! commits in that order, so that nothing is in flight while it polls and a rebalance finds a settled position.
 
+pub mod embedded;
+pub mod kafka;
 mod record;
 
 pub use record::{Blobs, Header, OutRecord, Records};
@@ -15,6 +17,25 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+
+use crate::config::plan::BrokerPlan;
+
+/// Bytes of keys and values after which a poll or a read takes no further record, whatever its `max`.
+pub const MAX_POLL_BYTES: usize = 64 << 20;
+
+/// Opens the broker that a plan names. `client_id` is this process's name in logs and in the broker's metrics.
+///
+/// # Errors
+/// [`BrokerError::Unreachable`] where no broker answers (retriable), [`BrokerError::Locked`] where another process has the
+/// embedded log, [`BrokerError::Client`] where a property is unknown or the credentials are refused.
+pub fn open(plan: &BrokerPlan, client_id: &str) -> Result<Arc<dyn Broker>, BrokerError> {
+    Ok(match plan {
+        BrokerPlan::Kafka { brokers, properties, replication, .. } => {
+            Arc::new(kafka::KafkaBroker::open(brokers, properties, *replication, client_id)?)
+        }
+        BrokerPlan::Embedded { path, .. } => Arc::new(embedded::EmbeddedBroker::open(path)?),
+    })
+}
 
 /// The first offset that has not been read (or applied, or committed, as the context says). Never the last read one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -198,6 +219,10 @@ pub trait Consumer: Send {
     /// the position and the partition's end. Transaction markers and records of aborted or open transactions do not
     /// count. False before the first fetch has told. Costs no round trip.
     fn caught_up(&self, partition: &TopicPartition) -> bool;
+
+    /// Goes on from these positions; partitions that are not named or not assigned are left as they are. For going back
+    /// after a transaction was rolled back.
+    fn seek(&mut self, offsets: &Offsets) -> Result<(), BrokerError>;
 
     /// Stops fetching these partitions until [`Consumer::resume`]; they stay assigned.
     fn pause(&mut self, partitions: &[TopicPartition]) -> Result<(), BrokerError>;

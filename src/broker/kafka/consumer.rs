@@ -1,0 +1,441 @@
+//! A member of a Kafka consumer group.
+
+use std::ffi::CString;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::bindings as native;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::RDKafkaErrorCode as Code;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use super::context::Context;
+use super::event::{EventQueue, Fault, Message, Said, TopicId};
+use super::{GLANCE, Link, PATIENCE, is_out_of_group, is_passing, is_refusal};
+use crate::broker::{
+    BrokerError, Consumer, ConsumerSettings, GroupToken, MAX_POLL_BYTES, NextOffset, Offsets, Poll, Records, StartAt,
+    StartPolicy, TopicPartition,
+};
+use crate::runtime::clock;
+
+pub(super) struct KafkaConsumer {
+    /// Before `client`, which must outlive it.
+    queue: EventQueue,
+    client: BaseConsumer<Context>,
+    link: Arc<Link>,
+    group: String,
+    static_member: Option<String>,
+    start: StartPolicy,
+    owned: Vec<Owned>,
+    /// What the group gave but was not taken up yet, because the committed offsets could not be asked for.
+    given: Option<Vec<(TopicPartition, StartAt)>>,
+    /// An error that came behind records; the next poll reports it.
+    postponed: Option<BrokerError>,
+}
+
+/// An assigned partition.
+struct Owned {
+    partition: TopicPartition,
+    start: StartAt,
+    /// After the newest record handed out, or where it starts; `None` is the earliest record.
+    next: Option<i64>,
+    /// The partition's end when the fetcher last reached it.
+    end: Option<i64>,
+    /// Something was fetched since the partition was assigned, so that what librdkafka remembers is news.
+    fetched: bool,
+    paused: bool,
+}
+
+/// Records of one poll as they gather: parallel to the owned partitions.
+struct Gathered {
+    records: Vec<Option<Records>>,
+    count: usize,
+    bytes: usize,
+    /// Where the previous record went: they come in long runs of one partition.
+    last: Option<(TopicId, i32, usize)>,
+}
+
+impl KafkaConsumer {
+    pub(super) fn join(link: Arc<Link>, settings: ConsumerSettings) -> Result<Self, BrokerError> {
+        let mut config = link.reading(&settings.group);
+        config.set("client.id", &settings.client_id);
+        if let Some(name) = &settings.static_member {
+            config.set("group.instance.id", name);
+        }
+        let client: BaseConsumer<Context> = link.client(&config)?;
+        let topics: Vec<&str> = settings.topics.iter().map(AsRef::as_ref).collect();
+        client.subscribe(&topics).map_err(|error| link.error("subscribing", &error, client.context()))?;
+        // SAFETY: the client lives in the same structure, after the queue.
+        let queue = unsafe { EventQueue::of_consumer(client.client().native_ptr()) };
+        Ok(Self {
+            queue,
+            client,
+            link,
+            group: settings.group,
+            static_member: settings.static_member,
+            start: settings.start,
+            owned: Vec::new(),
+            given: None,
+            postponed: None,
+        })
+    }
+
+    fn find(&self, partition: &TopicPartition) -> Option<&Owned> {
+        self.owned.iter().find(|o| o.partition == *partition)
+    }
+
+    fn index_of(&self, topic: &str, partition: i32) -> Option<usize> {
+        self.owned.iter().position(|o| o.partition.partition == partition && *o.partition.topic == *topic)
+    }
+
+    fn gather(&mut self, message: Message<'_>, gathered: &mut Gathered) {
+        let (id, partition) = (message.topic_id(), message.partition());
+        let index = match gathered.last {
+            Some((last, number, index)) if last == id && number == partition => index,
+            _ => match self.index_of(message.topic(), partition) {
+                Some(index) => index,
+                // Fetched for an ownership that has ended.
+                None => return,
+            },
+        };
+        gathered.last = Some((id, partition, index));
+        let owned = &mut self.owned[index];
+        owned.next = Some(message.offset() + 1);
+        owned.fetched = true;
+        let records = gathered.records[index].get_or_insert_with(|| Records::new(owned.partition.clone()));
+        let headers = message.headers();
+        if !headers.is_empty() {
+            records.headers.push((records.len(), headers));
+        }
+        records.push(message.offset(), message.timestamp(), message.key(), message.value());
+        gathered.count += 1;
+        gathered.bytes += message.key().map_or(0, <[u8]>::len) + message.value().map_or(0, <[u8]>::len);
+    }
+
+    /// Takes up what the group gave: asks for committed offsets where the start policy wants them.
+    fn take_up(&mut self) -> Result<Vec<TopicPartition>, BrokerError> {
+        let Some(given) = &self.given else { return Ok(Vec::new()) };
+        let mut ask = TopicPartitionList::new();
+        for (partition, _) in given.iter().filter(|(_, start)| *start == StartAt::Committed) {
+            ask.add_partition(&partition.topic, partition.partition);
+        }
+        let committed = match ask.count() {
+            0 => Offsets::new(),
+            _ => committed(&self.link, &self.client, ask)?,
+        };
+        let owned: Vec<Owned> = given
+            .iter()
+            .map(|(partition, start)| Owned {
+                partition: partition.clone(),
+                start: *start,
+                next: match start {
+                    StartAt::Offset(next) => Some(next.0),
+                    StartAt::Committed => committed.get(partition).map(|next| next.0),
+                },
+                end: None,
+                fetched: false,
+                paused: false,
+            })
+            .collect();
+        self.owned = owned;
+        self.assign()?;
+        self.given = None;
+        Ok(self.owned.iter().map(|o| o.partition.clone()).collect())
+    }
+
+    /// Makes librdkafka fetch what is owned, from where each partition stands.
+    fn assign(&mut self) -> Result<(), BrokerError> {
+        let mut list = TopicPartitionList::with_capacity(self.owned.len());
+        for owned in &mut self.owned {
+            let from = owned.next.map_or(Offset::Beginning, Offset::Offset);
+            list.add_partition_offset(&owned.partition.topic, owned.partition.partition, from)
+                .expect("a position is not negative");
+            (owned.end, owned.fetched) = (None, false);
+        }
+        let context = self.client.context();
+        self.client.assign(&list).map_err(|error| self.link.error("taking up partitions", &error, context))?;
+        let paused: Vec<_> = self.owned.iter().filter(|o| o.paused).map(|o| o.partition.clone()).collect();
+        if paused.is_empty() { Ok(()) } else { self.pause(&paused) }
+    }
+
+    /// Gives back all partitions. The group waits for it.
+    fn give_back(&mut self) -> Result<Vec<TopicPartition>, BrokerError> {
+        let context = self.client.context();
+        self.client.unassign().map_err(|error| self.link.error("giving back partitions", &error, context))?;
+        // What was given but never taken up, the caller never heard of.
+        self.given = None;
+        Ok(self.owned.drain(..).map(|o| o.partition).collect())
+    }
+
+    fn fenced(&self) -> BrokerError {
+        let taken = match &self.static_member {
+            Some(name) => format!("static member '{name}' of group '{}'", self.group),
+            None => format!("partitions of group '{}'", self.group),
+        };
+        BrokerError::Fenced { taken }
+    }
+
+    /// Decides about a failure that the client reports on its own: most pass by themselves.
+    fn judge(&mut self, fault: &Fault) -> Result<(), BrokerError> {
+        let context = self.client.context();
+        context.fail(fault.code, &fault.reason);
+        match fault.code {
+            Code::AutoOffsetReset | Code::OffsetOutOfRange => self.out_of_range(fault),
+            Code::FencedInstanceId => Err(self.fenced()),
+            Code::Fatal => match self.client.client().fatal_error() {
+                Some((Code::FencedInstanceId, _)) => Err(self.fenced()),
+                _ => Err(self.link.fault("reading", fault.code, &fault.reason, context)),
+            },
+            Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition => {
+                let Some((topic, ..)) = &fault.partition else { return Ok(()) };
+                let gone = self.client.fetch_metadata(Some(topic), GLANCE).is_ok_and(|metadata| {
+                    let known = metadata.topics().iter().find(|t| t.name() == topic);
+                    known.is_none_or(|t| t.error().map(Code::from) == Some(Code::UnknownTopicOrPartition))
+                });
+                if gone { Err(self.link.no_such_topic(topic)) } else { Ok(()) }
+            }
+            _ if fault.fatal => Err(self.link.fault("reading", fault.code, &fault.reason, context)),
+            Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed => {
+                Err(self.link.fault("reading", fault.code, &fault.reason, context))
+            }
+            code if is_refusal(code) => Err(self.link.fault("reading", code, &fault.reason, context)),
+            Code::AllBrokersDown | Code::BrokerTransportFailure | Code::Resolve => Ok(()),
+            Code::PollExceeded => {
+                tracing::warn!(group = self.group, "too long between two polls: the group goes on without this member");
+                Ok(())
+            }
+            code if is_passing(code) => Ok(()),
+            _ => Err(BrokerError::Client {
+                during: "reading",
+                broker: self.link.describe(),
+                reason: fault.reason.clone(),
+                retriable: true,
+            }),
+        }
+    }
+
+    /// A position that the log no longer has: an error where a task's state depends on it, else the earliest record.
+    fn out_of_range(&mut self, fault: &Fault) -> Result<(), BrokerError> {
+        let Some((topic, number, _)) = &fault.partition else { return Ok(()) };
+        let Some(index) = self.index_of(topic, *number) else { return Ok(()) };
+        let context = self.client.context();
+        let (earliest, end) = self
+            .client
+            .fetch_watermarks(topic, *number, PATIENCE)
+            .map_err(|error| self.link.error("asking for the ends of the log", &error, context))?;
+        let owned = &mut self.owned[index];
+        let offset = owned.next.unwrap_or(earliest);
+        if matches!(owned.start, StartAt::Offset(_)) {
+            return Err(BrokerError::OffsetOutOfRange { partition: owned.partition.clone(), offset, earliest });
+        }
+        tracing::warn!(
+            partition = %owned.partition, committed = offset, earliest, end,
+            "the committed offset is not in the log any more: going on at the earliest record"
+        );
+        owned.next = Some(earliest);
+        self.assign()
+    }
+
+    /// Position as librdkafka counts it: past transaction markers.
+    fn position(&self, owned: &Owned) -> i64 {
+        let mut list = TopicPartitionList::with_capacity(1);
+        list.add_partition(&owned.partition.topic, owned.partition.partition);
+        // SAFETY: client and list are live; the call fills in offsets and touches nothing else.
+        unsafe { native::rd_kafka_position(self.client.client().native_ptr(), list.ptr()) };
+        match list.elements().first().map(|element| element.offset()) {
+            Some(Offset::Offset(offset)) => offset,
+            _ => -1,
+        }
+    }
+
+    /// High watermark of the newest fetch.
+    fn high(&self, owned: &Owned) -> Option<i64> {
+        let topic = CString::new(&*owned.partition.topic).ok()?;
+        let (mut low, mut high) = (-1, -1);
+        // SAFETY: client and name are live; the call reads two numbers that the client keeps.
+        let code = unsafe {
+            native::rd_kafka_get_watermark_offsets(
+                self.client.client().native_ptr(),
+                topic.as_ptr(),
+                owned.partition.partition,
+                &raw mut low,
+                &raw mut high,
+            )
+        };
+        (Code::from(code) == Code::NoError && high >= 0).then_some(high)
+    }
+
+    fn list(partitions: &[TopicPartition]) -> TopicPartitionList {
+        let mut list = TopicPartitionList::with_capacity(partitions.len());
+        for partition in partitions {
+            list.add_partition(&partition.topic, partition.partition);
+        }
+        list
+    }
+
+    fn set_paused(&mut self, partitions: &[TopicPartition], paused: bool) {
+        for owned in self.owned.iter_mut().filter(|o| partitions.contains(&o.partition)) {
+            owned.paused = paused;
+        }
+    }
+}
+
+impl Consumer for KafkaConsumer {
+    fn poll(&mut self, max: usize, timeout: Duration) -> Result<Poll, BrokerError> {
+        if let Some(error) = self.postponed.take() {
+            return Err(error);
+        }
+        let assigned = self.take_up()?;
+        if !assigned.is_empty() {
+            return Ok(Poll { assigned, ..Poll::default() });
+        }
+        let deadline = clock::monotonic() + timeout;
+        let mut gathered =
+            Gathered { records: self.owned.iter().map(|_| None).collect(), count: 0, bytes: 0, last: None };
+        while gathered.count < max && gathered.bytes < MAX_POLL_BYTES {
+            let wait = match gathered.count {
+                0 => deadline.saturating_duration_since(clock::monotonic()),
+                _ => Duration::ZERO,
+            };
+            let Some(event) = self.queue.next(wait) else { break };
+            match event.said() {
+                Said::Record(message) => self.gather(message, &mut gathered),
+                Said::End(topic, partition, end) => {
+                    if let Some(index) = self.index_of(&topic, partition) {
+                        (self.owned[index].end, self.owned[index].fetched) = (Some(end), true);
+                    }
+                    self.client.context().is_up();
+                }
+                Said::Assign(given) => {
+                    let start = &mut self.start;
+                    let given = given.into_iter().map(|(topic, partition)| {
+                        let partition = TopicPartition::new(topic, partition);
+                        let at = start(&partition);
+                        (partition, at)
+                    });
+                    self.given = Some(given.collect());
+                    self.client.context().is_up();
+                    return Ok(Poll { assigned: self.take_up()?, ..Poll::default() });
+                }
+                // The eager protocol takes all back, so nothing gathered here may be handed out any more.
+                Said::Revoke => return Ok(Poll { revoked: self.give_back()?, ..Poll::default() }),
+                Said::Error(fault) => {
+                    if let Err(error) = self.judge(&fault) {
+                        if gathered.count == 0 {
+                            return Err(error);
+                        }
+                        self.postponed = Some(error);
+                        break;
+                    }
+                }
+                Said::Log(level, facility, text) => self.client.context().line(level, &facility, &text),
+                Said::Committed(_) | Said::Other => {}
+            }
+        }
+        let context = self.client.context();
+        if gathered.count > 0 {
+            context.is_up();
+        } else if context.is_down() {
+            match self.client.fetch_metadata(None, GLANCE) {
+                Ok(_) => context.is_up(),
+                Err(_) => return Err(self.link.fault("reading", Code::AllBrokersDown, "no broker answers", context)),
+            }
+        }
+        Ok(Poll { records: gathered.records.into_iter().flatten().collect(), ..Poll::default() })
+    }
+
+    fn commit(&mut self, offsets: &Offsets) -> Result<(), BrokerError> {
+        let client = self.client.client().native_ptr();
+        // A queue for this answer alone: the answer to a commit that was given up on must not be taken for a later one's.
+        // SAFETY: the client outlives this call.
+        let answers = unsafe { EventQueue::for_answers(client) };
+        let list = to_list(offsets);
+        // SAFETY: client, list and queue are live; without a callback the answer becomes an event.
+        let code = Code::from(unsafe {
+            native::rd_kafka_commit_queue(client, list.ptr(), answers.as_ptr(), None, std::ptr::null_mut())
+        });
+        let code = match code {
+            Code::NoError => match answers.next(PATIENCE).as_ref().map(|event| event.said()) {
+                Some(Said::Committed(code)) => code,
+                _ => Code::OperationTimedOut,
+            },
+            code => code,
+        };
+        match code {
+            Code::NoError | Code::NoOffset => Ok(()),
+            code if is_out_of_group(code) => Err(self.fenced()),
+            code => Err(self.link.fault("committing offsets", code, &code.to_string(), self.client.context())),
+        }
+    }
+
+    fn token(&self) -> Result<GroupToken, BrokerError> {
+        let metadata = self.client.group_metadata().expect("a consumer with a group has group metadata");
+        Ok(GroupToken::Kafka(metadata))
+    }
+
+    fn end(&self, partition: &TopicPartition) -> Option<NextOffset> {
+        let owned = self.find(partition).filter(|o| o.fetched)?;
+        self.high(owned).max(owned.end).map(NextOffset)
+    }
+
+    fn caught_up(&self, partition: &TopicPartition) -> bool {
+        let Some(owned) = self.find(partition).filter(|o| o.fetched) else { return false };
+        // The fetcher tells the end a moment after the last record; the watermark that came with that record knows at once.
+        let told = owned.end.is_some_and(|end| end >= owned.next.unwrap_or(0));
+        told || self
+            .high(owned)
+            .is_some_and(|high| owned.next.is_some_and(|next| next >= high) || self.position(owned) >= high)
+    }
+
+    fn seek(&mut self, offsets: &Offsets) -> Result<(), BrokerError> {
+        for owned in &mut self.owned {
+            if let Some(next) = offsets.get(&owned.partition) {
+                (owned.next, owned.start) = (Some(next.0), StartAt::Offset(*next));
+            }
+        }
+        self.assign()
+    }
+
+    fn pause(&mut self, partitions: &[TopicPartition]) -> Result<(), BrokerError> {
+        let context = self.client.context();
+        self.client.pause(&Self::list(partitions)).map_err(|error| self.link.error("pausing", &error, context))?;
+        self.set_paused(partitions, true);
+        Ok(())
+    }
+
+    fn resume(&mut self, partitions: &[TopicPartition]) -> Result<(), BrokerError> {
+        let context = self.client.context();
+        self.client.resume(&Self::list(partitions)).map_err(|error| self.link.error("resuming", &error, context))?;
+        self.set_paused(partitions, false);
+        Ok(())
+    }
+}
+
+/// Offsets as librdkafka takes them.
+pub(super) fn to_list(offsets: &Offsets) -> TopicPartitionList {
+    let mut list = TopicPartitionList::with_capacity(offsets.len());
+    for (partition, next) in offsets {
+        list.add_partition_offset(&partition.topic, partition.partition, Offset::Offset(next.0))
+            .expect("a position is not negative");
+    }
+    list
+}
+
+/// Asks for the committed offsets of the client's group. Partitions without one are absent.
+pub(super) fn committed(
+    link: &Link,
+    client: &BaseConsumer<Context>,
+    list: TopicPartitionList,
+) -> Result<Offsets, BrokerError> {
+    let during = "asking for committed offsets";
+    let answer =
+        client.committed_offsets(list, PATIENCE).map_err(|error| link.error(during, &error, client.context()))?;
+    let mut offsets = Offsets::new();
+    for element in answer.elements() {
+        element.error().map_err(|error| link.error(during, &error, client.context()))?;
+        if let Offset::Offset(next) = element.offset() {
+            offsets.insert(TopicPartition::new(element.topic(), element.partition()), NextOffset(next));
+        }
+    }
+    Ok(offsets)
+}

@@ -1,0 +1,313 @@
+//! Writes to Kafka, in transactions where it has an id.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::bindings as native;
+use rdkafka::error::{KafkaError, RDKafkaError, RDKafkaErrorCode as Code};
+use rdkafka::message::{Header as ClientHeader, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+
+use super::consumer::to_list;
+use super::context::Context;
+use super::{Link, PATIENCE, is_out_of_group};
+use crate::broker::{BrokerError, GroupToken, Header, Offsets, OutRecord, Producer};
+use crate::runtime::{clock, failpoint};
+
+/// Sends between two looks at what the client has to say.
+const SENDS_A_LOOK: u32 = 1024;
+
+pub(super) struct KafkaProducer {
+    client: BaseProducer<Context>,
+    link: Arc<Link>,
+    /// Transactional id.
+    id: Option<String>,
+    open: bool,
+    /// The group's offsets are in the open transaction already; only its end is missing.
+    offsets_sent: bool,
+    sends: u32,
+}
+
+impl KafkaProducer {
+    pub(super) fn open(link: Arc<Link>, id: Option<&str>) -> Result<Self, BrokerError> {
+        let mut config = link.config(&[
+            ("compression.type", "lz4"),
+            // A commit flushes, so this only lets batches fill while a worker is still sending.
+            ("linger.ms", "5"),
+            ("queue.buffering.max.messages", "200000"),
+            ("queue.buffering.max.kbytes", "131072"),
+        ]);
+        config
+            .set("enable.idempotence", "true")
+            .set("delivery.report.only.error", "true")
+            .set("partitioner", "murmur2_random");
+        match id {
+            Some(id) => config.set("transactional.id", id),
+            // Without a transaction that could be rolled back, an outage must hold records, not drop them.
+            None => config.set("message.timeout.ms", "0"),
+        };
+        let client: BaseProducer<Context> = link.client(&config)?;
+        let producer = Self { client, link, id: id.map(str::to_owned), open: false, offsets_sent: false, sends: 0 };
+        if producer.id.is_some() {
+            let ready = producer.client.init_transactions(PATIENCE);
+            producer.look();
+            ready.map_err(|error| producer.link.error("taking up a transactional id", &error, producer.context()))?;
+        }
+        Ok(producer)
+    }
+
+    fn context(&self) -> &Context {
+        self.client.client().context()
+    }
+
+    /// Lets the client say what it has to say: failed deliveries, lost brokers, log lines.
+    fn look(&self) {
+        // One event a call.
+        for _ in 0..64 {
+            self.client.poll(Duration::ZERO);
+        }
+    }
+
+    fn fenced(&self) -> BrokerError {
+        BrokerError::Fenced { taken: format!("transactional id '{}'", self.id.as_deref().unwrap_or_default()) }
+    }
+
+    fn aborted(&self, reason: String) -> BrokerError {
+        BrokerError::Aborted { transactional_id: self.id.clone().unwrap_or_default(), reason }
+    }
+
+    /// What the failure of one record means.
+    fn undelivered(&self, topic: &str, code: Code) -> BrokerError {
+        match code {
+            Code::UnknownTopic | Code::UnknownTopicOrPartition => self.link.no_such_topic(topic),
+            Code::MessageSizeTooLarge
+            | Code::MessageBatchTooLarge
+            | Code::InvalidMessageSize
+            | Code::InvalidRecord
+            | Code::InvalidTimestamp
+            | Code::InvalidTopic
+            | Code::UnknownPartition
+            | Code::TopicAuthorizationFailed
+            | Code::PolicyViolation => BrokerError::Refused { topic: topic.to_owned(), reason: code.to_string() },
+            code => self.link.fault("delivering records", code, &format!("{topic}: {code}"), self.context()),
+        }
+    }
+
+    /// Waits until everything sent is acknowledged or has failed. A retriable error keeps all of it waiting.
+    fn flush(&self) -> Result<(), BrokerError> {
+        let mut progress: (i32, Instant) = (self.client.in_flight_count(), clock::monotonic());
+        loop {
+            // Returns as soon as the last acknowledgement is there, and sends at once what still lingers.
+            // SAFETY: the client is live; the call waits and touches nothing else.
+            let code = Code::from(unsafe { native::rd_kafka_flush(self.client.client().native_ptr(), 20) });
+            self.look();
+            if code == Code::NoError {
+                return Ok(());
+            }
+            let (left, now) = (self.client.in_flight_count(), clock::monotonic());
+            if left < progress.0 {
+                progress = (left, now);
+                self.context().is_up();
+            } else if self.id.is_some() && self.context().has_undelivered() {
+                return Ok(());
+            } else if now.duration_since(progress.1) > PATIENCE {
+                let reason = format!("{left} records are not acknowledged");
+                return Err(self.link.fault("delivering records", Code::OperationTimedOut, &reason, self.context()));
+            }
+        }
+    }
+
+    /// Rolls back and says why. Called where the transaction cannot succeed any more.
+    fn roll_back(&mut self, cause: BrokerError) -> BrokerError {
+        match self.abort() {
+            Ok(()) => cause,
+            Err(fenced) if fenced.is_fenced() => fenced,
+            // The broker forgets it when its time is up, or when the next producer of this id opens.
+            Err(error) => {
+                tracing::warn!(%error, "a transaction could not be rolled back");
+                cause
+            }
+        }
+    }
+
+    /// What an error of a transaction's step means; rolls back where nothing else is left.
+    fn step_failed(&mut self, during: &'static str, error: &KafkaError) -> BrokerError {
+        let KafkaError::Transaction(cause) = error else { return self.link.error(during, error, self.context()) };
+        let cause: RDKafkaError = cause.clone();
+        if is_taken(cause.code()) || (cause.is_fatal() && self.is_fenced()) {
+            return self.fenced();
+        }
+        if is_out_of_group(cause.code()) {
+            let fenced = BrokerError::Fenced { taken: "partitions of the consumer group".to_owned() };
+            return self.roll_back(fenced);
+        }
+        if cause.txn_requires_abort() {
+            let cause = match self.context().take_undelivered() {
+                Some((topic, code)) => match self.undelivered(&topic, code) {
+                    refused @ (BrokerError::Refused { .. } | BrokerError::NoSuchTopic { .. }) => refused,
+                    other => self.aborted(other.to_string()),
+                },
+                None => self.aborted(cause.string()),
+            };
+            return self.roll_back(cause);
+        }
+        let reason = cause.string();
+        if cause.is_retriable() {
+            return match self.link.fault(during, Code::OperationTimedOut, &reason, self.context()) {
+                unreachable @ BrokerError::Unreachable { .. } if self.context().is_down() => unreachable,
+                _ => BrokerError::Client { during, broker: self.link.describe(), reason, retriable: true },
+            };
+        }
+        self.link.fault(during, cause.code(), &reason, self.context())
+    }
+
+    fn is_fenced(&self) -> bool {
+        self.client.client().fatal_error().is_some_and(|(code, _)| is_taken(code))
+    }
+}
+
+/// Another producer has this id now.
+fn is_taken(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch | Code::TransactionCoordinatorFenced
+    )
+}
+
+fn to_headers(headers: &[Header]) -> OwnedHeaders {
+    headers.iter().fold(OwnedHeaders::new_with_capacity(headers.len()), |list, header| {
+        list.insert(ClientHeader { key: &header.name, value: Some(&header.value) })
+    })
+}
+
+impl Producer for KafkaProducer {
+    fn begin(&mut self) -> Result<(), BrokerError> {
+        if self.id.is_none() || self.open {
+            return Ok(());
+        }
+        self.look();
+        self.context().take_undelivered();
+        match self.client.begin_transaction() {
+            Ok(()) => {
+                self.open = true;
+                self.offsets_sent = false;
+                Ok(())
+            }
+            Err(error) => Err(self.step_failed("beginning a transaction", &error)),
+        }
+    }
+
+    fn send(&mut self, record: OutRecord<'_>) -> Result<(), BrokerError> {
+        let mut out = BaseRecord::to(record.topic);
+        (out.partition, out.key, out.payload, out.timestamp) =
+            (record.partition, record.key, record.value, record.timestamp);
+        if !record.headers.is_empty() {
+            out.headers = Some(to_headers(record.headers));
+        }
+        let mut full_since = None;
+        while let Err((error, back)) = self.client.send(out) {
+            match error.rdkafka_error_code() {
+                Some(Code::QueueFull) => {
+                    let now = clock::monotonic();
+                    if now.duration_since(*full_since.get_or_insert(now)) > PATIENCE {
+                        return Err(self.link.fault("sending", Code::OperationTimedOut, "buffer full", self.context()));
+                    }
+                    self.client.poll(Duration::from_millis(5));
+                    out = back;
+                }
+                // The transaction has failed behind the caller's back.
+                Some(Code::State | Code::Fatal | Code::Fenced) if self.id.is_some() => {
+                    if self.is_fenced() {
+                        return Err(self.fenced());
+                    }
+                    let cause = self.aborted(error.to_string());
+                    return Err(self.roll_back(cause));
+                }
+                Some(code) => return Err(self.undelivered(record.topic, code)),
+                None => return Err(self.link.error("sending", &error, self.context())),
+            }
+        }
+        self.sends += 1;
+        if self.sends.is_multiple_of(SENDS_A_LOOK) {
+            self.look();
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, offsets: &Offsets, token: Option<&GroupToken>) -> Result<(), BrokerError> {
+        if failpoint::hit("broker.commit.before") {
+            return Err(self.link.fault("committing", Code::RequestTimedOut, "failpoint", self.context()));
+        }
+        if !self.offsets_sent {
+            self.flush()?;
+        }
+        if self.id.is_none() {
+            return match self.context().take_undelivered() {
+                Some((topic, code)) => Err(self.undelivered(&topic, code)),
+                None => Ok(()),
+            };
+        }
+        if !self.open {
+            return Ok(());
+        }
+        if let Some(GroupToken::Kafka(metadata)) = token
+            && !offsets.is_empty()
+            && !self.offsets_sent
+        {
+            if let Err(error) = self.client.send_offsets_to_transaction(&to_list(offsets), metadata, PATIENCE) {
+                return Err(self.step_failed("adding offsets to a transaction", &error));
+            }
+            self.offsets_sent = true;
+        }
+        let committed = self.client.commit_transaction(PATIENCE);
+        self.look();
+        if let Err(error) = committed {
+            return Err(self.step_failed("committing a transaction", &error));
+        }
+        self.open = false;
+        self.offsets_sent = false;
+        self.context().is_up();
+        failpoint::hit("broker.commit.after");
+        Ok(())
+    }
+
+    fn abort(&mut self) -> Result<(), BrokerError> {
+        if !self.open {
+            return Ok(());
+        }
+        let deadline = clock::monotonic() + PATIENCE;
+        loop {
+            // In slices: it waits for purged records, which are only done with when they have been looked at.
+            let aborted = self.client.abort_transaction(Duration::from_millis(100));
+            self.look();
+            match aborted {
+                Ok(()) => break,
+                Err(KafkaError::Transaction(cause)) if cause.is_retriable() && clock::monotonic() < deadline => {}
+                Err(KafkaError::Transaction(cause)) if cause.is_fatal() => {
+                    self.open = false;
+                    return Err(if self.is_fenced() || is_taken(cause.code()) {
+                        self.fenced()
+                    } else {
+                        self.link.fault("rolling back", cause.code(), &cause.string(), self.context())
+                    });
+                }
+                Err(error) => return Err(self.link.error("rolling back", &error, self.context())),
+            }
+        }
+        self.open = false;
+        self.offsets_sent = false;
+        self.context().take_undelivered();
+        Ok(())
+    }
+}
+
+impl Drop for KafkaProducer {
+    fn drop(&mut self) {
+        // An open transaction would hold back every reader of its topics until its time is up.
+        if self.open && !self.context().is_down() {
+            let _ = self.client.abort_transaction(Duration::from_millis(200));
+            self.look();
+            let _ = self.client.abort_transaction(Duration::from_secs(1));
+        }
+    }
+}
