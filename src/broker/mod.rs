@@ -10,8 +10,10 @@
 pub mod embedded;
 pub mod kafka;
 mod record;
+pub mod registry;
 
 pub use record::{Blobs, Header, OutRecord, Records};
+pub use registry::{RegisteredSchema, SchemaRegistry};
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,6 +1,17 @@
 //! From records to columns: decoding, event time, filters, and what becomes of records that fit nowhere.
 
+pub mod avro;
+mod columns;
+pub mod dead_letter;
+mod decode;
+pub mod event_time;
 pub mod expression;
+pub mod fault;
+mod json;
+mod labels;
+
+pub use decode::{SourceDecoder, SourceError};
+pub use labels::{DecodedLabels, LabelDecoder};
 
 use std::sync::Arc;
 
@@ -46,8 +57,7 @@ pub struct DeadLetter {
     pub headers: Vec<Header>,
     /// Stage that gave up: `decode`, `window`, `score`, `monitor`.
     pub stage: &'static str,
-    /// Short fixed word for metrics: `malformed`, `null_value`, `null_key`, `null_event_time`, `late`, `ahead_of_clock`,
-    /// `expression`, `unscorable`, …
+    /// Short fixed word for metrics: those of [`fault::reason`], and `late`, `unscorable`, … of later stages.
     pub reason: &'static str,
     /// What is wrong, where and what to do, for a person.
     pub error: String,
@@ -60,6 +70,8 @@ pub struct Decoded {
     pub batch: SourceBatch,
     /// The others.
     pub dead: Vec<DeadLetter>,
+    /// NaN and infinite values in the good rows before `where`, which became null.
+    pub nonfinite: u64,
 }
 
 /// Names of a dead letter's headers, shared with whatever lists and replays them.
