@@ -9,6 +9,7 @@ pub mod expression;
 pub mod fault;
 mod json;
 mod labels;
+pub mod replay;
 
 pub use decode::{SourceDecoder, SourceError};
 pub use labels::{DecodedLabels, LabelDecoder};
