@@ -152,7 +152,9 @@ impl OnlineError {
 pub(super) fn remedy(error: &std::io::Error) -> (&'static str, bool) {
     use std::io::ErrorKind as K;
     match error.kind() {
-        K::StorageFull | K::QuotaExceeded => ("free space on that disk; driftline holds back and tries again", true),
+        K::StorageFull | K::QuotaExceeded | K::FileTooLarge => {
+            ("free space on that disk (or raise the quota); driftline holds back and tries again", true)
+        }
         K::PermissionDenied => ("give this user the right to write there; driftline holds back and tries again", true),
         K::ReadOnlyFilesystem => ("mount that disk for writing; driftline holds back and tries again", true),
         K::NotADirectory | K::IsADirectory | K::AlreadyExists => {

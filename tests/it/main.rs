@@ -4,3 +4,4 @@
 
 mod registry;
 mod servers;
+mod stores;

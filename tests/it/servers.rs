@@ -5,7 +5,7 @@
 //! and data. Every server dies with the test process, however that ends.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -321,6 +321,7 @@ pub struct Consumed {
 pub struct Redis {
     port: u16,
     folder: tempfile::TempDir,
+    arguments: &'static [&'static str],
     process: Mutex<Option<Process>>,
 }
 
@@ -333,8 +334,13 @@ impl Redis {
 
     /// A server of one's own.
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// A server of one's own, with more command-line arguments.
+    pub fn start_with(arguments: &'static [&'static str]) -> Self {
         let folder = data_folder();
-        let redis = Self { port: free_port(), folder, process: Mutex::new(None) };
+        let redis = Self { port: free_port(), folder, arguments, process: Mutex::new(None) };
         redis.restart();
         redis
     }
@@ -344,7 +350,7 @@ impl Redis {
         let mut command = Command::new("redis-server");
         command.args(["--bind", "127.0.0.1", "--port"]).arg(self.port.to_string());
         command.args(["--save", "", "--appendonly", "yes", "--appendfsync", "always", "--dir"]);
-        command.arg(self.folder.path());
+        command.arg(self.folder.path()).args(self.arguments);
         let mut process = Process::spawn("Redis", command, self.folder.path().join("server.log"));
         process.wait_ready(|| ask(self.port, b"PING\r\n").starts_with("+PONG"));
         *self.process.lock().unwrap() = Some(process);
@@ -357,7 +363,38 @@ impl Redis {
 
     /// `redis://127.0.0.1:port`.
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        format!("redis://{}", self.address())
+    }
+
+    /// `127.0.0.1:port`.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The server's answer to one command: a status, an error, a number as text, or a string; nothing for a null.
+    pub fn command(&self, arguments: &[&[u8]]) -> Vec<u8> {
+        let mut stream = BufReader::new(TcpStream::connect(("127.0.0.1", self.port)).expect("Redis runs"));
+        stream.get_ref().set_read_timeout(Some(START)).expect("a time-out can be set");
+        let mut question = format!("*{}\r\n", arguments.len()).into_bytes();
+        for argument in arguments {
+            question.extend(format!("${}\r\n", argument.len()).into_bytes());
+            question.extend_from_slice(argument);
+            question.extend(b"\r\n");
+        }
+        stream.get_mut().write_all(&question).expect("Redis reads");
+        let mut line = String::new();
+        stream.read_line(&mut line).expect("Redis answers");
+        let (kind, rest) = line.trim_end().split_at(1);
+        match (kind, rest) {
+            ("$", "-1") => Vec::new(),
+            ("$", length) => {
+                let mut bytes = vec![0; length.parse().expect("a length is a number")];
+                stream.read_exact(&mut bytes).expect("Redis answers in full");
+                bytes
+            }
+            ("*" | "%" | "~", _) => panic!("an answer of several parts: {line}"),
+            (_, text) => text.as_bytes().to_vec(),
+        }
     }
 }
 

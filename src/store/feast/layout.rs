@@ -232,7 +232,8 @@ impl<'a> Typed<'a> {
             Self::Boolean(a) if a.is_valid(row) => super::put_bool(a.value(row), out),
             Self::String(a) if a.is_valid(row) => super::put_string(a.value(row), out),
             Self::Timestamp(a) if a.is_valid(row) => super::put_unix_timestamp(a.value(row), out),
-            _ => super::put_null(out),
+            // A null is no bytes: see `put_value`.
+            _ => {}
         }
     }
 }

@@ -145,10 +145,6 @@ fn put_varint(tag: u32, value: u64, out: &mut impl bytes::BufMut) {
     encode_varint(value, out);
 }
 
-fn put_null(out: &mut impl bytes::BufMut) {
-    put_varint(tag::NULL, 0, out);
-}
-
 fn put_int64(value: i64, out: &mut impl bytes::BufMut) {
     put_varint(tag::INT64, value.cast_unsigned(), out);
 }
@@ -173,10 +169,11 @@ fn put_string(value: &str, out: &mut impl bytes::BufMut) {
     out.put_slice(value.as_bytes());
 }
 
-/// Appends a value as `feast.types.Value`.
+/// Appends a value as `feast.types.Value`. Null is a message without a value, no bytes at all: so Feast writes it. Its
+/// SDK reads the other null, `null_val`, as the integer 0.
 pub fn put_value(value: &Value, out: &mut impl bytes::BufMut) {
     match value {
-        Value::Null => put_null(out),
+        Value::Null => {}
         Value::Int64(v) => put_int64(*v, out),
         Value::Float64(v) => put_double(*v, out),
         Value::Boolean(v) => put_bool(*v, out),

@@ -1,0 +1,191 @@
+//! The online and offline stores against real servers and real readers: Redis, Feast's SDK, pyarrow, DuckDB.
+
+mod offline;
+mod online;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::array::{
+    ArrayRef, BooleanArray, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMillisecondArray,
+};
+use driftline::config::plan::{
+    BrokerPlan, Column, DataType, DerivedPlan, EntityPlan, Function, GroupPlan, OfflinePlan, OnlinePlan, Plan,
+    RegistryPlan, WindowPlan,
+};
+use driftline::store::{GroupRead, Value};
+use driftline::window::{FeatureRows, row_columns};
+
+/// One runtime for all stores of the test binary.
+fn runtime() -> tokio::runtime::Handle {
+    static RUNTIME: std::sync::LazyLock<tokio::runtime::Runtime> = std::sync::LazyLock::new(|| {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+    });
+    RUNTIME.handle().clone()
+}
+
+/// The interpreter with feast, pyarrow and duckdb.
+fn python() -> PathBuf {
+    let path = std::env::var_os("DRIFTLINE_PYTHON")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python"), PathBuf::from);
+    assert!(path.is_file(), "{} is not there: run `make setup`, or set DRIFTLINE_PYTHON", path.display());
+    path
+}
+
+/// Runs a script of this folder and gives what it printed.
+fn run_python(script: &str, arguments: &[&str]) -> String {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/stores").join(script);
+    let output = std::process::Command::new(python()).arg(&script).args(arguments).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{} failed:\n{errors}", script.display());
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn column(name: &str, data_type: DataType) -> Column {
+    Column { name: name.into(), data_type }
+}
+
+/// A plan with a composite key, features of every type, and derived ones.
+fn plan(name: &str, online: OnlinePlan, offline: &str) -> Plan {
+    let hour = WindowPlan { label: "1h".into(), length_ms: Some(3_600_000), tile_ms: 60_000 };
+    let day = WindowPlan { label: "1d".into(), length_ms: Some(86_400_000), tile_ms: 60_000 };
+    let lifetime = WindowPlan { label: "lifetime".into(), length_ms: None, tile_ms: 0 };
+    let group = |name: &str, windows: Vec<WindowPlan>, features: Vec<(Function, usize, Column)>| GroupPlan {
+        name: name.into(),
+        source: 0,
+        of: None,
+        filter: None,
+        windows,
+        features,
+    };
+    Plan {
+        name: name.into(),
+        folder: PathBuf::new(),
+        root: PathBuf::new(),
+        definition: "0123456789abcdef".into(),
+        broker: BrokerPlan::Embedded { path: PathBuf::new(), partitions: 1 },
+        online,
+        offline: OfflinePlan {
+            url: offline.into(),
+            checkpoint_interval: Duration::from_secs(30),
+            checkpoint_rows: 1000,
+        },
+        registry: RegistryPlan { url: String::new(), initial: None },
+        entity: EntityPlan {
+            name: "customer".into(),
+            // Not in the order of their names, which is Feast's.
+            keys: vec![column("shop", DataType::Int64), column("customer_id", DataType::String)],
+        },
+        sources: Vec::new(),
+        groups: vec![
+            group(
+                "spend",
+                vec![hour, day],
+                vec![
+                    (Function::Count, 0, column("spend_count_1h", DataType::Int64)),
+                    (Function::Mean, 1, column("spend_mean_1d", DataType::Float64)),
+                ],
+            ),
+            group(
+                "visit",
+                vec![lifetime],
+                vec![
+                    (Function::Last, 0, column("city_last_lifetime", DataType::String)),
+                    (Function::Last, 0, column("seen_last_lifetime", DataType::Timestamp)),
+                    (Function::Last, 0, column("vip_last_lifetime", DataType::Boolean)),
+                ],
+            ),
+        ],
+        derived: vec![DerivedPlan { column: column("ratio", DataType::Float64), sql: "spend_mean_1d / 2".into() }],
+        score: None,
+        labels: None,
+        monitor: None,
+        retraining: None,
+    }
+}
+
+/// A feature row of the plan above.
+#[derive(Debug, Clone, PartialEq)]
+struct Row {
+    shop: i64,
+    customer: String,
+    at: i64,
+    sequence: i64,
+    count: Option<i64>,
+    mean: Option<f64>,
+    city: Option<String>,
+    seen: Option<i64>,
+    vip: Option<bool>,
+}
+
+impl Row {
+    /// A row whose values follow from who, when and which, so that the same event always gives the same row.
+    fn new(shop: i64, customer: &str, at: i64, sequence: i64) -> Self {
+        let n = at.rem_euclid(97) * 31 + sequence;
+        Self {
+            shop,
+            customer: customer.into(),
+            at,
+            sequence,
+            count: (n % 5 != 0).then_some(n - 40),
+            mean: (n % 7 != 0).then_some(n as f64 / 8.0 - 3.0),
+            city: (n % 3 != 0).then(|| format!("Zürich {n}")),
+            seen: (n % 4 != 0).then_some((at / 1000 - n) * 1000),
+            vip: (n % 2 != 0).then_some(n % 3 == 0),
+        }
+    }
+
+    fn key(&self) -> [Value; 2] {
+        [Value::Int64(self.shop), Value::String(self.customer.clone())]
+    }
+
+    fn ratio(&self) -> Option<f64> {
+        self.mean.map(|m| m / 2.0)
+    }
+
+    /// What a read of this row must answer.
+    fn read(&self) -> Vec<(String, GroupRead)> {
+        let found =
+            |group: &str, values: Vec<Value>| (group.to_owned(), GroupRead::Found { event_time: self.at, values });
+        let or_null = |value: Option<Value>| value.unwrap_or(Value::Null);
+        vec![
+            found("spend", vec![or_null(self.count.map(Value::Int64)), or_null(self.mean.map(Value::Float64))]),
+            found(
+                "visit",
+                vec![
+                    or_null(self.city.clone().map(Value::String)),
+                    or_null(self.seen.map(Value::Timestamp)),
+                    or_null(self.vip.map(Value::Boolean)),
+                ],
+            ),
+            found("derived", vec![or_null(self.ratio().map(Value::Float64))]),
+        ]
+    }
+}
+
+/// What a window would hand over for these rows.
+fn feature_rows(rows: &[Row]) -> FeatureRows {
+    let times = |values: Vec<Option<i64>>| -> ArrayRef {
+        Arc::new(TimestampMillisecondArray::from(values).with_timezone("UTC"))
+    };
+    let columns: Vec<(&str, ArrayRef)> = vec![
+        ("shop", Arc::new(Int64Array::from_iter_values(rows.iter().map(|r| r.shop)))),
+        ("customer_id", Arc::new(StringArray::from_iter_values(rows.iter().map(|r| &r.customer)))),
+        (row_columns::EVENT_TIME, times(rows.iter().map(|r| Some(r.at)).collect())),
+        (row_columns::SOURCE, Arc::new(StringArray::from_iter_values(rows.iter().map(|_| "purchases")))),
+        (row_columns::TOPIC, Arc::new(StringArray::from_iter_values(rows.iter().map(|_| "shop.purchases")))),
+        (row_columns::PARTITION, Arc::new(Int32Array::from_iter_values(rows.iter().map(|_| 0)))),
+        (row_columns::OFFSET, Arc::new(Int64Array::from_iter_values(rows.iter().map(|r| r.sequence)))),
+        (row_columns::WATERMARK, times(rows.iter().map(|r| (r.sequence > 0).then_some(r.at - 10)).collect())),
+        ("spend_count_1h", Arc::new(Int64Array::from_iter(rows.iter().map(|r| r.count)))),
+        ("spend_mean_1d", Arc::new(Float64Array::from_iter(rows.iter().map(|r| r.mean)))),
+        ("city_last_lifetime", Arc::new(StringArray::from_iter(rows.iter().map(|r| r.city.as_deref())))),
+        ("seen_last_lifetime", times(rows.iter().map(|r| r.seen).collect())),
+        ("vip_last_lifetime", Arc::new(BooleanArray::from_iter(rows.iter().map(|r| r.vip)))),
+        ("ratio", Arc::new(Float64Array::from_iter(rows.iter().map(Row::ratio)))),
+    ];
+    // Nullable throughout, whatever this batch holds, so that all batches have one schema.
+    let batch = RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, c)| (n, c, true))).unwrap();
+    FeatureRows { batch, sequence: rows.iter().map(|r| r.sequence).collect() }
+}

@@ -1,0 +1,413 @@
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use driftline::config::plan::{OnlinePlan, Plan, ScorePlan, Secret};
+use driftline::runtime::clock;
+use driftline::store::feast::{Layout, python_repository, timestamp_field};
+use driftline::store::{GroupRead, OnlineStore, Status, Value, key_from_text, lookup, open_online};
+use proptest::prelude::*;
+
+use super::{Row, feature_rows, plan, run_python, runtime};
+use crate::servers::{Redis, unique, until};
+
+const START: i64 = 1_767_323_045_123;
+
+fn redis_plan(url: String, project: &str) -> Plan {
+    plan("shop", OnlinePlan::Redis { url: Secret(url), project: project.into(), ttl: None }, "")
+}
+
+fn open(plan: &Plan) -> Arc<dyn OnlineStore> {
+    open_online(plan, runtime()).unwrap()
+}
+
+fn never() -> bool {
+    false
+}
+
+/// A store of each kind, empty.
+fn both() -> Vec<(Arc<dyn OnlineStore>, Option<tempfile::TempDir>)> {
+    let redis = redis_plan(Redis::shared().url(), &unique("both"));
+    let folder = tempfile::tempdir().unwrap();
+    let embedded = OnlinePlan::Embedded { path: folder.path().to_owned(), project: "both".into() };
+    vec![(open(&redis), None), (open(&plan("shop", embedded, "")), Some(folder))]
+}
+
+#[test]
+fn what_is_written_is_read() {
+    let rows: Vec<Row> = (0..1000).map(|i| Row::new(i, &format!("c{i}"), START + i * 7, i)).collect();
+    for (store, _folder) in both() {
+        store.ping().unwrap();
+        store.write(&feature_rows(&rows), &never).unwrap();
+        for row in &rows {
+            assert_eq!(store.read(&row.key()).unwrap(), row.read(), "{}", store.describe());
+        }
+        let unknown = store.read(&[Value::Int64(-1), Value::String("c0".into())]).unwrap();
+        assert_eq!(unknown.iter().map(|(_, read)| read).collect::<Vec<_>>(), [&GroupRead::NotFound; 3]);
+        store.write(&feature_rows(&[]), &never).unwrap();
+        assert!(store.read(&[Value::Int64(1)]).is_err(), "half a key is refused");
+    }
+}
+
+/// Events of few entities at few instants, and a schedule that applies each at least once, in batches, in any order.
+fn schedules() -> impl Strategy<Value = Vec<Vec<Row>>> {
+    let event = (0..2_i64, 0..2_usize, 0..4_i64, 1..4_i64)
+        .prop_map(|(shop, who, at, sequence)| Row::new(shop, ["ann", "bob"][who], START + at * 250, sequence));
+    proptest::collection::vec(event, 1..10).prop_flat_map(|events| {
+        let repeats = proptest::collection::vec(0..events.len(), 0..10);
+        (repeats, Just(events.clone()).prop_shuffle(), 1..5_usize).prop_map(move |(repeats, all, batch)| {
+            let applied: Vec<Row> = repeats.into_iter().map(|i| events[i].clone()).chain(all).collect();
+            applied.chunks(batch).map(<[Row]>::to_vec).collect()
+        })
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_newest_row_wins_in_any_order_and_repetition(schedule in schedules()) {
+        let mut newest: BTreeMap<(i64, String), Row> = BTreeMap::new();
+        for row in schedule.iter().flatten() {
+            let best = newest.entry((row.shop, row.customer.clone())).or_insert_with(|| row.clone());
+            if (row.at, row.sequence) > (best.at, best.sequence) {
+                *best = row.clone();
+            }
+        }
+        for (store, _folder) in both() {
+            for batch in &schedule {
+                store.write(&feature_rows(batch), &never).unwrap();
+            }
+            for row in newest.values() {
+                prop_assert_eq!(store.read(&row.key()).unwrap(), row.read(), "{}", store.describe());
+            }
+        }
+    }
+}
+
+#[test]
+fn instants_before_1970_are_older() {
+    for (store, _folder) in both() {
+        let rows = [Row::new(1, "a", -86_400_000_500, 1), Row::new(1, "a", -500, 2), Row::new(1, "a", -1500, 3)];
+        for row in &rows {
+            store.write(&feature_rows(std::slice::from_ref(row)), &never).unwrap();
+        }
+        assert_eq!(store.read(&rows[0].key()).unwrap(), rows[1].read(), "{}", store.describe());
+    }
+}
+
+#[test]
+fn an_embedded_store_keeps_its_rows_and_refuses_a_second_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = plan("shop", OnlinePlan::Embedded { path: folder.path().join("a/b"), project: "p".into() }, "");
+    let row = Row::new(1, "ann", START, 1);
+    {
+        let store = open(&plan);
+        store.write(&feature_rows(std::slice::from_ref(&row)), &never).unwrap();
+        let error = open_online(&plan, runtime()).err().unwrap();
+        assert!(error.to_string().contains("in use by another driftline process"), "{error}");
+        assert!(!error.is_retriable());
+    }
+    assert_eq!(open(&plan).read(&row.key()).unwrap(), row.read());
+}
+
+#[test]
+fn expiry_is_renewed_by_writes() {
+    let redis = Redis::shared();
+    let project = unique("ttl");
+    let online =
+        OnlinePlan::Redis { url: Secret(redis.url()), project: project.clone(), ttl: Some(Duration::from_secs(1000)) };
+    let plan = plan("shop", online, "");
+    let row = Row::new(1, "ann", START, 5);
+    let key = Layout::new(&plan, &project).key(&row.key()).unwrap();
+    let store = open(&plan);
+    let ttl = || String::from_utf8(redis.command(&[b"PTTL", &key])).unwrap().parse::<i64>().unwrap();
+    store.write(&feature_rows(std::slice::from_ref(&row)), &never).unwrap();
+    assert!((990_000..=1_000_000).contains(&ttl()), "{}", ttl());
+    redis.command(&[b"PEXPIRE", &key, b"5000"]);
+    store.write(&feature_rows(&[Row::new(1, "ann", START, 4)]), &never).unwrap();
+    assert!(ttl() <= 5000, "an older row renews nothing");
+    store.write(&feature_rows(&[row]), &never).unwrap();
+    assert!(ttl() > 990_000, "the same row again does");
+}
+
+#[test]
+fn a_view_that_feast_wrote_later_is_left_alone() {
+    let redis = Redis::shared();
+    let project = unique("feast-newer");
+    let plan = redis_plan(redis.url(), &project);
+    let store = open(&plan);
+    let key = Layout::new(&plan, &project).key(&Row::new(1, "ann", 0, 0).key()).unwrap();
+    let (old, new) = (Row::new(1, "ann", START, 1), Row::new(1, "ann", START + 5000, 2));
+    store.write(&feature_rows(std::slice::from_ref(&old)), &never).unwrap();
+    // Feast writes the middle view as of one nanosecond after the newer row, and the first one as of long ago.
+    let nanos = (START + 5000).rem_euclid(1000) * 1_000_000 + 1;
+    let mut later = Vec::new();
+    prost::encoding::int64::encode(1, &((START + 5000) / 1000), &mut later);
+    prost::encoding::int64::encode(2, &nanos, &mut later);
+    redis.command(&[b"HSET", &key, timestamp_field("visit").as_bytes(), &later]);
+    redis.command(&[b"HSET", &key, timestamp_field("spend").as_bytes(), b"\x08\x01"]);
+    store.write(&feature_rows(std::slice::from_ref(&new)), &never).unwrap();
+    let read = store.read(&new.key()).unwrap();
+    assert_eq!((&read[0], &read[2]), (&new.read()[0], &new.read()[2]));
+    let (GroupRead::Found { values: kept, .. }, GroupRead::Found { values: before, .. }) =
+        (&read[1].1, &old.read()[1].1)
+    else {
+        panic!("{read:?}")
+    };
+    assert_eq!(kept, before, "the view that Feast wrote later is as it was");
+    // Neither a later view nor a damaged timestamp holds back a row that is newer still.
+    redis.command(&[b"HSET", &key, timestamp_field("derived").as_bytes(), b"\xff\xff"]);
+    let newest = Row::new(1, "ann", START + 60_000, 3);
+    store.write(&feature_rows(std::slice::from_ref(&newest)), &never).unwrap();
+    assert_eq!(store.read(&newest.key()).unwrap(), newest.read());
+}
+
+#[test]
+fn a_row_stays_in_redis_compact_encoding() {
+    let redis = Redis::shared();
+    let project = unique("compact");
+    let plan = redis_plan(redis.url(), &project);
+    let row = Row::new(1, "ann", START, 5);
+    open(&plan).write(&feature_rows(std::slice::from_ref(&row)), &never).unwrap();
+    let key = Layout::new(&plan, &project).key(&row.key()).unwrap();
+    assert_eq!(redis.command(&[b"OBJECT", b"ENCODING", &key]), b"listpack");
+}
+
+#[test]
+fn rows_survive_a_redis_that_is_killed_and_forgets_its_functions() {
+    let redis = Redis::start();
+    let plan = redis_plan(redis.url(), "chaos");
+    let store = open(&plan);
+    let written = AtomicUsize::new(0);
+    let batch = |i: usize| -> Vec<Row> { (0..100).map(|c| Row::new(c, "ann", START + i as i64, i as i64)).collect() };
+    const BATCHES: usize = 400;
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            for i in 0..BATCHES {
+                store.write(&feature_rows(&batch(i)), &never).unwrap();
+                written.store(i + 1, Ordering::SeqCst);
+            }
+        });
+        let reached = |n: usize| written.load(Ordering::SeqCst) >= n;
+        until("some batches are written", Duration::from_secs(60), || reached(20));
+        redis.kill();
+        let at_kill = written.load(Ordering::SeqCst);
+        assert!(at_kill < BATCHES - 50, "the test is meaningless: {at_kill} batches were written before the kill");
+        redis.restart();
+        until("writes go on after the restart", Duration::from_secs(60), || reached(at_kill + 10));
+        redis.command(&[b"FUNCTION", b"FLUSH"]);
+        let at_flush = written.load(Ordering::SeqCst);
+        until("writes go on without the function", Duration::from_secs(60), || reached((at_flush + 10).min(BATCHES)));
+        writer.join().unwrap();
+    });
+    for row in batch(BATCHES - 1) {
+        assert_eq!(store.read(&row.key()).unwrap(), row.read());
+    }
+}
+
+#[test]
+fn a_redis_that_is_away_is_named_and_waiting_ends_when_told() {
+    let redis = Redis::start();
+    let plan = redis_plan(redis.url(), "away");
+    let store = open(&plan);
+    store.ping().unwrap();
+    redis.kill();
+    let asked = AtomicUsize::new(0);
+    let rows = feature_rows(&[Row::new(1, "ann", START, 1)]);
+    let error = store.write(&rows, &|| asked.fetch_add(1, Ordering::SeqCst) >= 5).unwrap_err();
+    assert!(error.is_retriable());
+    let text = error.to_string();
+    assert!(text.contains(&redis.address()) && text.contains("[online] redis"), "{text}");
+    assert!(store.ping().is_err());
+    assert!(store.read(&[Value::Int64(1), Value::String("ann".into())]).is_err());
+
+    // It comes back while a write waits: nobody has to try again by hand.
+    let gone_on = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            store.write(&rows, &never).unwrap();
+            gone_on.store(true, Ordering::SeqCst);
+        });
+        redis.restart();
+        until("the waiting write is done", Duration::from_secs(60), || gone_on.load(Ordering::SeqCst));
+    });
+}
+
+#[test]
+fn a_redis_that_was_never_there_is_named_at_the_first_ping() {
+    let redis = Redis::start();
+    redis.kill();
+    let started = clock::monotonic();
+    let error = open(&redis_plan(redis.url(), "never")).ping().unwrap_err();
+    assert!(error.to_string().contains("refused"), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
+fn users_without_functions_get_a_script_and_wrong_passwords_a_plain_answer() {
+    let redis = Redis::start();
+    redis.command(&[b"ACL", b"SETUSER", b"scripts", b"on", b">secret", b"~*", b"+@all", b"-fcall", b"-function"]);
+    redis.command(&[b"ACL", b"SETUSER", b"reader", b"on", b">secret", b"~*", b"+@read", b"+ping", b"+hello", b"+info"]);
+    let url = |user: &str, password: &str| format!("redis://{user}:{password}@{}?protocol=3", redis.address());
+
+    let store = open(&redis_plan(url("scripts", "secret"), "acl"));
+    let rows: Vec<Row> = (0..600).map(|i| Row::new(i, "ann", START + i, i)).collect();
+    store.write(&feature_rows(&rows), &never).unwrap();
+    redis.command(&[b"SCRIPT", b"FLUSH"]);
+    let newer: Vec<Row> = (0..600).map(|i| Row::new(i, "ann", START + 1000 + i, i)).collect();
+    store.write(&feature_rows(&newer), &never).unwrap();
+    store.write(&feature_rows(&rows), &never).unwrap();
+    for row in &newer {
+        assert_eq!(store.read(&row.key()).unwrap(), row.read());
+    }
+
+    let error = open(&redis_plan(url("reader", "secret"), "acl")).write(&feature_rows(&rows), &never).unwrap_err();
+    assert!(!error.is_retriable() && error.to_string().contains("the user needs"), "{error}");
+
+    let store = open(&redis_plan(url("scripts", "wrong"), "acl"));
+    for error in [store.ping().unwrap_err(), store.write(&feature_rows(&rows), &never).unwrap_err()] {
+        let text = error.to_string();
+        assert!(!error.is_retriable() && text.contains("password in [online] redis"), "{text}");
+        assert!(!text.contains("wrong"), "{text}");
+    }
+}
+
+#[test]
+fn a_cluster_is_written_and_read() {
+    let redis = Redis::start_with(&["--cluster-enabled", "yes", "--cluster-announce-ip", "127.0.0.1"]);
+    assert_eq!(redis.command(&[b"CLUSTER", b"ADDSLOTSRANGE", b"0", b"16383"]), b"OK");
+    until("the cluster is up", Duration::from_secs(60), || {
+        redis.command(&[b"CLUSTER", b"INFO"]).starts_with(b"cluster_state:ok")
+    });
+    let store = open(&redis_plan(format!("redis-cluster://{}", redis.address()), "cluster"));
+    let rows: Vec<Row> = (0..1000).map(|i| Row::new(i, "ann", START + i, i)).collect();
+    store.write(&feature_rows(&rows), &never).unwrap();
+    redis.command(&[b"FUNCTION", b"FLUSH"]);
+    let newer: Vec<Row> = (0..1000).map(|i| Row::new(i, "ann", START + 1000 + i, i)).collect();
+    store.write(&feature_rows(&newer), &never).unwrap();
+    for row in newer.iter().step_by(97) {
+        assert_eq!(store.read(&row.key()).unwrap(), row.read());
+    }
+}
+
+#[test]
+fn a_lookup_says_what_absence_means() {
+    let redis = Redis::shared();
+    let plan = redis_plan(redis.url(), &unique("lookup"));
+    let store = open(&plan);
+    let mut row = Row::new(7, "ann", START, 1);
+    row.mean = None;
+    row.count = Some(3);
+    row.city = Some("Bern".into());
+    (row.seen, row.vip) = (Some(1000), Some(true));
+    store.write(&feature_rows(std::slice::from_ref(&row)), &never).unwrap();
+
+    let key = key_from_text(&plan.entity, &["7".into(), "ann".into()]).unwrap();
+    let fresh = lookup(&plan, &*store, &key, START + 90_000).unwrap();
+    let statuses: Vec<_> = fresh.groups.iter().map(|g| (g.group.as_str(), g.status)).collect();
+    assert_eq!(statuses, [("spend", Status::Present), ("visit", Status::Present), ("derived", Status::NullValue)]);
+    assert_eq!(fresh.groups[0].features[1].status, Status::NullValue);
+    assert_eq!(
+        fresh.to_string(),
+        "\
+customer shop=7 customer_id=ann
+
+spend  PRESENT  as of 2026-01-02T03:04:05.123Z (1m 30s ago)
+  spend_count_1h                         3
+  spend_mean_1d                          –  NULL_VALUE
+
+visit  PRESENT  as of 2026-01-02T03:04:05.123Z (1m 30s ago)
+  city_last_lifetime                  Bern
+  seen_last_lifetime  1970-01-01T00:00:01Z
+  vip_last_lifetime                   true
+
+derived  NULL_VALUE  as of 2026-01-02T03:04:05.123Z (1m 30s ago)
+  ratio                                  –
+"
+    );
+    assert_eq!(
+        serde_json::to_string(&fresh).unwrap(),
+        r#"{"entity":"customer","key":{"shop":7,"customer_id":"ann"},"groups":{"spend":{"status":"PRESENT","event_time":"2026-01-02T03:04:05.123Z","age_seconds":90.0,"features":{"spend_count_1h":{"value":3,"status":"PRESENT"},"spend_mean_1d":{"value":null,"status":"NULL_VALUE"}}},"visit":{"status":"PRESENT","event_time":"2026-01-02T03:04:05.123Z","age_seconds":90.0,"features":{"city_last_lifetime":{"value":"Bern","status":"PRESENT"},"seen_last_lifetime":{"value":"1970-01-01T00:00:01Z","status":"PRESENT"},"vip_last_lifetime":{"value":true,"status":"PRESENT"}}},"derived":{"status":"NULL_VALUE","event_time":"2026-01-02T03:04:05.123Z","age_seconds":90.0,"features":{"ratio":{"value":null,"status":"NULL_VALUE"}}}}}"#
+    );
+
+    // The longest window of `spend` is a day; `visit` is for ever, and so is what derives from it.
+    let stale = lookup(&plan, &*store, &key, START + 86_400_000).unwrap();
+    let statuses: Vec<_> = stale.groups.iter().map(|g| g.status).collect();
+    assert_eq!(statuses, [Status::OutsideMaxAge, Status::Present, Status::NullValue]);
+
+    let unknown = lookup(&plan, &*store, &[Value::Int64(8), Value::String("ann".into())], START).unwrap();
+    assert!(unknown.groups.iter().all(|g| g.status == Status::NotFound && g.event_time.is_none()));
+
+    assert!(key_from_text(&plan.entity, &["x".into(), "ann".into()]).unwrap_err().to_string().contains("integer"));
+    assert!(key_from_text(&plan.entity, &["7".into()]).unwrap_err().to_string().contains("shop, customer_id"));
+}
+
+/// What Feast answered, by feature: one value and one event time (milliseconds) an entity.
+type Answer = HashMap<String, Vec<serde_json::Value>>;
+
+#[test]
+fn feasts_own_sdk_reads_and_writes_the_same_rows() {
+    let redis = Redis::shared();
+    let project = unique("sdk").replace('-', "_");
+    let mut plan = redis_plan(redis.url(), &project);
+    plan.score = Some(ScorePlan {
+        on: 0,
+        model: "churn".into(),
+        alias: "production".into(),
+        features: vec!["spend_mean_1d".into(), "ratio".into()],
+        batch_rows: 1,
+        batch_bytes: 1,
+        batch_wait: Duration::ZERO,
+        poll_alias: Duration::ZERO,
+        delivery: driftline::config::plan::Delivery::ExactlyOnce,
+        topic: "churn.predictions".into(),
+        providers: Vec::new(),
+        threads: 1,
+    });
+    let store = open(&plan);
+    let rows: Vec<Row> = (0..40).map(|i| Row::new(i % 3, &format!("ç{i}"), START + i * 61_001, i)).collect();
+    store.write(&feature_rows(&rows), &never).unwrap();
+
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("definitions.py"), python_repository(&plan)).unwrap();
+    let entities: Vec<_> =
+        rows.iter().map(|r| serde_json::json!({ "shop": r.shop, "customer_id": r.customer })).collect();
+    let pushed_at = START + 10_000_000;
+    let question = serde_json::json!({
+        "entities": entities,
+        // Feast itself then writes one view: newer than ours for the first entity, older for the second.
+        "push": {
+            "view": "spend",
+            "rows": [
+                { "shop": rows[0].shop, "customer_id": rows[0].customer, "event_time": pushed_at, "spend_count_1h": 77, "spend_mean_1d": 7.5 },
+                { "shop": rows[1].shop, "customer_id": rows[1].customer, "event_time": START - 1000, "spend_count_1h": 66, "spend_mean_1d": 6.5 },
+            ],
+        },
+    });
+    let output = run_python(
+        "feast_read.py",
+        &[folder.path().to_str().unwrap(), &redis.address(), &project, &question.to_string()],
+    );
+    let answer: Answer = serde_json::from_str(&output).unwrap();
+    let expected = |value: fn(&Row) -> serde_json::Value| rows.iter().map(value).collect::<Vec<_>>();
+    assert_eq!(answer["spend_count_1h"], expected(|r| r.count.into()));
+    assert_eq!(answer["spend_mean_1d"], expected(|r| r.mean.into()));
+    assert_eq!(answer["city_last_lifetime"], expected(|r| r.city.clone().into()));
+    assert_eq!(answer["seen_last_lifetime"], expected(|r| r.seen.into()));
+    assert_eq!(answer["vip_last_lifetime"], expected(|r| r.vip.into()));
+    assert_eq!(answer["ratio"], expected(|r| r.ratio().into()));
+    assert_eq!(answer["event_time"], expected(|r| r.at.into()));
+    assert_eq!(answer["service"], ["ratio", "spend_mean_1d"].map(serde_json::Value::from));
+
+    let read = store.read(&rows[0].key()).unwrap();
+    let pushed = GroupRead::Found { event_time: pushed_at, values: vec![Value::Int64(77), Value::Float64(7.5)] };
+    assert_eq!(read[0].1, pushed, "driftline reads what Feast wrote");
+    assert_eq!(store.read(&rows[1].key()).unwrap(), rows[1].read(), "Feast wrote nothing over a newer row");
+    let between = Row::new(rows[0].shop, &rows[0].customer, pushed_at - 1, 1000);
+    store.write(&feature_rows(std::slice::from_ref(&between)), &never).unwrap();
+    let read = store.read(&between.key()).unwrap();
+    assert_eq!(read[0].1, pushed, "driftline writes nothing over a newer row of Feast's");
+    assert_eq!(read[1..], between.read()[1..]);
+}
