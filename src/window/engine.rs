@@ -4,14 +4,62 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType as ArrowType, Field, Schema, SchemaRef};
 
+use super::aggregate::{Lanes, Parts, ValueKind};
+use super::entities::Entity;
+use super::state::{Layout, State};
+use super::tile::{Window, Windows};
 use super::{WindowError, row_columns};
-use crate::config::plan::{DataType, Plan};
+use crate::config::plan::{Column, DataType, Function, GroupPlan, Plan, SourcePlan};
+use crate::source::expression::{Expression, ExpressionError};
 
 /// The windows of a pipeline, shared by all its tasks.
 #[derive(Debug)]
 pub struct Engine {
-    plan: Plan,
+    pub(super) definition: String,
+    pub(super) keys: Vec<Column>,
+    /// The source whose events ask for rows.
+    pub(super) on: Option<usize>,
+    pub(super) sources: Vec<Source>,
     schema: SchemaRef,
+    /// The groups' features, in order.
+    pub(super) features: Vec<Column>,
+    /// Derived features, each over all before it.
+    pub(super) derived: Vec<(Column, Expression)>,
+}
+
+/// One source, compiled.
+#[derive(Debug)]
+pub(super) struct Source {
+    pub name: Arc<str>,
+    pub topic: Arc<str>,
+    pub out_of_order_ms: i64,
+    /// Columns that its batches have.
+    pub columns: Vec<Column>,
+    /// Which of them are the entity's keys, in the entity's order.
+    pub key_columns: Vec<usize>,
+    /// Which of them are aggregated: the values of a row.
+    pub values: Vec<usize>,
+    /// Conditions of feature groups.
+    pub filters: Vec<Expression>,
+    /// For each series: its filter and its value.
+    pub series: Vec<(Option<usize>, Option<usize>)>,
+    pub layout: Layout,
+    /// Features read from it.
+    pub features: Vec<Feature>,
+    /// Words of a row, and lanes, that hold the number of a text.
+    pub text_words: Vec<usize>,
+    pub text_lanes: Vec<usize>,
+}
+
+/// How one feature is read.
+#[derive(Debug, Clone)]
+pub(super) struct Feature {
+    /// Index among the features.
+    pub column: usize,
+    pub function: Function,
+    pub series: usize,
+    /// First lane of its window in the words of all windows.
+    pub lanes: usize,
 }
 
 impl Engine {
@@ -20,7 +68,33 @@ impl Engine {
     /// # Errors
     /// An aggregate of a column that cannot have it, an expression that does not compile, windows that cannot share tiles.
     pub fn new(plan: &Plan) -> Result<Arc<Self>, WindowError> {
-        Ok(Arc::new(Self { plan: plan.clone(), schema: row_schema(plan) }))
+        let mut sources = Vec::with_capacity(plan.sources.len());
+        for index in 0..plan.sources.len() {
+            let outline = Outline::new(plan, index)?;
+            sources.push(Source::new(plan, &plan.sources[index], outline)?);
+        }
+        let features: Vec<Column> =
+            plan.groups.iter().flat_map(|group| group.features.iter().map(|(_, _, column)| column.clone())).collect();
+        let mut row = features.clone();
+        let mut derived = Vec::with_capacity(plan.derived.len());
+        for feature in &plan.derived {
+            let expression = Expression::compile_all(&feature.sql, &row).map_err(|faults| WindowError::Group {
+                group: feature.column.name.to_string(),
+                reason: in_words(&faults),
+            })?;
+            check_type(&feature.column.name, &feature.column, expression.data_type())?;
+            row.push(feature.column.clone());
+            derived.push((feature.column.clone(), expression));
+        }
+        Ok(Arc::new(Self {
+            definition: plan.definition.clone(),
+            keys: plan.entity.keys.clone(),
+            on: plan.score.as_ref().map(|score| score.on),
+            sources,
+            schema: row_schema(plan),
+            features,
+            derived,
+        }))
     }
 
     /// Schema of [`FeatureRows::batch`](super::FeatureRows::batch).
@@ -30,8 +104,193 @@ impl Engine {
 
     /// Number of sources.
     pub fn sources(&self) -> usize {
-        self.plan.sources.len()
+        self.sources.len()
     }
+}
+
+/// The series, windows and features of one source, before anything is compiled.
+struct Outline {
+    values: Vec<usize>,
+    filters: Vec<(String, String)>,
+    series: Vec<(Option<usize>, Option<usize>)>,
+    layout: Layout,
+    features: Vec<Feature>,
+}
+
+impl Outline {
+    fn new(plan: &Plan, source_index: usize) -> Result<Self, WindowError> {
+        let source = &plan.sources[source_index];
+        let columns = source_columns(source);
+        let groups = || plan.groups.iter().filter(|group| group.source == source_index);
+        let mut values: Vec<usize> = Vec::new();
+        let mut filters: Vec<(String, String)> = Vec::new();
+        let mut series: Vec<(Option<usize>, Option<usize>)> = Vec::new();
+        let mut lanes: Vec<(ValueKind, Parts, Option<usize>)> = Vec::new();
+        let mut group_series = Vec::new();
+        for group in groups() {
+            let value = group.of.as_ref().map(|of| find_value(group, of, &columns, &mut values)).transpose()?;
+            let filter = group.filter.as_ref().map(|sql| {
+                filters.iter().position(|(_, known)| known == sql).unwrap_or_else(|| {
+                    filters.push((group.name.clone(), sql.clone()));
+                    filters.len() - 1
+                })
+            });
+            let index = series.iter().position(|known| *known == (filter, value)).unwrap_or_else(|| {
+                let kind = group.of.as_ref().map_or(ValueKind::Event, |of| kind(of.data_type));
+                series.push((filter, value));
+                lanes.push((kind, Parts::default(), value));
+                series.len() - 1
+            });
+            for (function, _, column) in &group.features {
+                check_function(group, *function, column)?;
+                lanes[index].1.include(*function);
+            }
+            group_series.push(index);
+        }
+        let all = || groups().flat_map(|group| &group.windows);
+        let finite = all().filter_map(|window| {
+            window.length_ms.map(|length| Window { label: window.label.clone(), length, tile: window.tile_ms })
+        });
+        let windows = Windows::new(&source.name, finite.collect(), all().any(|window| window.length_ms.is_none()))?;
+        let layout = Layout::new(Lanes::new(&lanes), windows, values.len());
+        let mut features = Vec::new();
+        let mut first = 0;
+        let mut group_series = group_series.into_iter();
+        for group in &plan.groups {
+            if group.source == source_index {
+                let series = group_series.next().expect("one a group of this source");
+                for (at, (function, window, _)) in group.features.iter().enumerate() {
+                    let window = &group.windows[*window];
+                    let window = layout.windows.index(window.length_ms, window.tile_ms).expect("collected above");
+                    features.push(Feature {
+                        column: first + at,
+                        function: *function,
+                        series,
+                        lanes: layout.window_lanes(window),
+                    });
+                }
+            }
+            first += group.features.len();
+        }
+        Ok(Self { values, filters, series, layout, features })
+    }
+}
+
+impl Source {
+    fn new(plan: &Plan, source: &SourcePlan, outline: Outline) -> Result<Self, WindowError> {
+        let columns = source_columns(source);
+        let mut filters = Vec::with_capacity(outline.filters.len());
+        for (group, sql) in outline.filters {
+            filters.push(
+                Expression::compile_condition(&sql, &columns)
+                    .map_err(|faults| WindowError::Group { group, reason: in_words(&faults) })?,
+            );
+        }
+        let mut key_columns = Vec::with_capacity(source.key_fields.len());
+        for (field, key) in source.key_fields.iter().zip(&plan.entity.keys) {
+            let column = columns.iter().position(|column| column.name == *field && column.data_type == key.data_type);
+            key_columns.push(column.ok_or_else(|| WindowError::Group {
+                group: source.name.to_string(),
+                reason: format!("the source has no field `{field}` of the type of key `{}`", key.name),
+            })?);
+        }
+        let text = |value: &usize| columns[outline.values[*value]].data_type == DataType::String;
+        let layout = outline.layout;
+        let text_words = (0..outline.values.len()).filter(text).map(|value| layout.value_word(value)).collect();
+        let text_lanes = outline
+            .series
+            .iter()
+            .enumerate()
+            .filter(|(_, (_, value))| value.as_ref().is_some_and(text))
+            .filter_map(|(series, _)| layout.lanes.last_lane(series))
+            .collect();
+        Ok(Self {
+            name: source.name.clone(),
+            topic: source.topic.clone(),
+            out_of_order_ms: i64::try_from(source.out_of_order.as_millis()).unwrap_or(i64::MAX),
+            columns,
+            key_columns,
+            values: outline.values,
+            filters,
+            series: outline.series,
+            layout,
+            features: outline.features,
+            text_words,
+            text_lanes,
+        })
+    }
+}
+
+/// Columns of a source's batches.
+fn source_columns(source: &SourcePlan) -> Vec<Column> {
+    source.fields.iter().chain(source.derive.iter().map(|(column, _)| column)).cloned().collect()
+}
+
+fn find_value(
+    group: &GroupPlan,
+    of: &Column,
+    columns: &[Column],
+    values: &mut Vec<usize>,
+) -> Result<usize, WindowError> {
+    let column = columns.iter().position(|column| column == of).ok_or_else(|| WindowError::Group {
+        group: group.name.clone(),
+        reason: format!("its source has no column `{}` of type {}", of.name, of.data_type.to_arrow()),
+    })?;
+    Ok(values.iter().position(|&known| known == column).unwrap_or_else(|| {
+        values.push(column);
+        values.len() - 1
+    }))
+}
+
+fn kind(data_type: DataType) -> ValueKind {
+    match data_type {
+        DataType::Int64 | DataType::Timestamp => ValueKind::Integer,
+        DataType::Float64 => ValueKind::Float,
+        DataType::Boolean | DataType::String => ValueKind::Opaque,
+    }
+}
+
+/// Type of a function's values, `None` where the column cannot have it.
+fn function_type(function: Function, of: Option<DataType>) -> Option<DataType> {
+    use DataType::{Float64, Int64, Timestamp};
+    match (function, of) {
+        (Function::Count, _) => Some(Int64),
+        (Function::SecondsSinceLast, _) => Some(Float64),
+        (Function::Sum, Some(of @ (Int64 | Float64))) => Some(of),
+        (Function::Mean | Function::Std, Some(Int64 | Float64)) => Some(Float64),
+        (Function::Min | Function::Max, Some(of @ (Int64 | Float64 | Timestamp))) => Some(of),
+        (Function::Last, Some(of)) => Some(of),
+        _ => None,
+    }
+}
+
+fn check_function(group: &GroupPlan, function: Function, column: &Column) -> Result<(), WindowError> {
+    let found =
+        function_type(function, group.of.as_ref().map(|of| of.data_type)).ok_or_else(|| WindowError::Group {
+            group: group.name.clone(),
+            reason: match &group.of {
+                Some(of) => {
+                    format!("{function:?} cannot be taken of `{}`, which is {}", of.name, of.data_type.to_arrow())
+                }
+                None => format!("{function:?} needs a column: set `of`"),
+            },
+        })?;
+    check_type(&group.name, column, found)
+}
+
+fn check_type(group: &str, column: &Column, found: DataType) -> Result<(), WindowError> {
+    if column.data_type == found {
+        return Ok(());
+    }
+    let (planned, found) = (column.data_type.to_arrow(), found.to_arrow());
+    Err(WindowError::Group {
+        group: group.to_owned(),
+        reason: format!("feature `{}` is {found}, but the plan has it as {planned}", column.name),
+    })
+}
+
+fn in_words(faults: &[ExpressionError]) -> String {
+    faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 fn row_schema(plan: &Plan) -> SchemaRef {
@@ -50,17 +309,26 @@ fn row_schema(plan: &Plan) -> SchemaRef {
     Arc::new(Schema::new(keys.chain(meta).chain(features).collect::<Vec<_>>()))
 }
 
-/// Estimate of an entity's state.
+/// Prediction of an entity's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StateBytes {
     /// With one event in every source.
     pub least: usize,
-    /// With events in every tile of every window.
+    /// With events in every tile of every window. Events within a source's out-of-order bound come on top.
     pub most: usize,
 }
 
-/// Predicts the bytes of state of one entity.
-pub fn state_bytes(plan: &Plan) -> StateBytes {
-    let least = 64 + 64 * plan.sources.len();
-    StateBytes { least, most: least }
+/// Predicts the bytes of state of one entity, its key taken to have 16 bytes.
+///
+/// # Errors
+/// As [`Engine::new`], but for expressions.
+pub fn state_bytes(plan: &Plan) -> Result<StateBytes, WindowError> {
+    let entity = size_of::<Entity>() + 2 * size_of::<u32>() + 20;
+    let mut bytes = StateBytes { least: entity, most: entity };
+    for source in 0..plan.sources.len() {
+        let (least, most) = Outline::new(plan, source)?.layout.state_bytes();
+        bytes.least += size_of::<State>() + least;
+        bytes.most += size_of::<State>() + most;
+    }
+    Ok(bytes)
 }

@@ -18,8 +18,22 @@
 //! - Values do not depend on how the state is cut into tiles, when it was flushed, or whether it was restored: integers are
 //!   summed exactly and floats in twice the precision (see `double_double` for the limits of that).
 
+mod aggregate;
+mod double_double;
 mod engine;
+mod entities;
+mod prepare;
+mod rows;
+mod snapshot;
+mod state;
+mod synchroniser;
 mod task;
+mod texts;
+mod tile;
+mod watermark;
+
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

@@ -1,36 +1,120 @@
 //! One partition number across the sources: rows in, feature rows out.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 
-use super::{Applied, Counts, Engine, Failures, FeatureRows, Late, Memory, TaskClock, WindowError};
+use super::engine::Engine;
+use super::entities::{Entities, EntityId};
+use super::rows::{Origin, RowBuffer};
+use super::state::Horizon;
+use super::synchroniser::{Finished, Synchroniser};
+use super::texts::Texts;
+use super::tile::{Cuts, Limits};
+use super::watermark::{SourceTime, TaskTime};
+use super::{Applied, Counts, Failures, Late, Memory, TaskClock, WindowError, snapshot};
 use crate::broker::NextOffset;
 use crate::source::SourceBatch;
+
+/// Fewest entities that a call of [`Task::advance`] looks after besides those it touches.
+const SWEPT_AT_LEAST: usize = 64;
 
 /// The state and the clock of one partition number.
 #[derive(Debug)]
 pub struct Task {
-    engine: Arc<Engine>,
-    partition: i32,
-    next: Vec<Option<NextOffset>>,
+    pub(super) engine: Arc<Engine>,
+    pub(super) partition: i32,
+    pub(super) entities: Entities,
+    pub(super) texts: Texts,
+    pub(super) time: TaskTime,
+    /// For each source: the offset after its last applied row.
+    pub(super) applied: Vec<i64>,
+    synchroniser: Synchroniser,
+    /// Event time as of the last row offered, to tell late rows early.
+    offered: Vec<SourceTime>,
+    /// What offering found and the next output has to tell.
+    counts: Vec<Counts>,
+    failures: Failures,
+    output: Output,
+}
+
+/// What the calls of [`Task::advance`] fill. Kept between them for its allocations.
+#[derive(Debug)]
+struct Output {
+    rows: RowBuffer,
+    online: RowBuffer,
+    /// The row of an entity without any event.
+    empty: RowBuffer,
+    touched: Vec<Touched>,
+    late: Vec<Late>,
+    reader: Reader,
+    horizon: Horizon,
+}
+
+/// An entity with new events.
+#[derive(Debug, Clone, Copy)]
+struct Touched {
+    entity: EntityId,
+    /// Its last applied event.
+    source: usize,
+    offset: i64,
+    sequence: i64,
+    /// The row of that event, if it is as of the entity's newest event and lacks nothing.
+    row: Option<usize>,
+}
+
+/// The instant that a row is as of.
+#[derive(Debug, Clone, Copy)]
+struct AsOf {
+    time: i64,
+    /// Events of this instant count if their source is not after this one.
+    source: usize,
+}
+
+impl AsOf {
+    /// Time of the last events of `source` that count.
+    #[inline]
+    fn last(self, source: usize) -> i64 {
+        if source <= self.source { self.time } else { self.time.saturating_sub(1) }
+    }
 }
 
 impl Task {
     /// An empty task.
     pub fn new(engine: Arc<Engine>, partition: i32) -> Self {
-        let next = vec![None; engine.sources()];
-        Self { engine, partition, next }
+        let positions = vec![None; engine.sources()];
+        Self::at(engine, partition, positions)
+    }
+
+    /// An empty task that goes on at these offsets.
+    pub(super) fn at(engine: Arc<Engine>, partition: i32, positions: Vec<Option<NextOffset>>) -> Self {
+        let sources = engine.sources.iter().map(|source| SourceTime::new(source.out_of_order_ms));
+        let time = TaskTime::new(sources.collect(), engine.on);
+        Self {
+            partition,
+            entities: Entities::new(engine.sources()),
+            texts: Texts::default(),
+            offered: time.sources.clone(),
+            time,
+            applied: vec![0; engine.sources()],
+            synchroniser: Synchroniser::new(positions),
+            counts: vec![Counts::default(); engine.sources()],
+            failures: Failures::default(),
+            output: Output::new(&engine),
+            engine,
+        }
     }
 
     /// The task that [`Task::snapshot`] was taken of. Rows that were offered but not applied are not in it: read on from
     /// [`Task::next`].
     ///
     /// # Errors
-    /// The snapshot is of another definition, another partition or a newer format, or damaged.
+    /// The snapshot is of another definition, another partition or another format, or damaged.
     pub fn restore(engine: Arc<Engine>, partition: i32, snapshot: &[RecordBatch]) -> Result<Self, WindowError> {
-        let _ = snapshot;
-        Ok(Self::new(engine, partition))
+        let mut task = snapshot::restore(engine, partition, snapshot)?;
+        task.offered = task.time.sources.clone();
+        Ok(task)
     }
 
     /// Buffers rows, which must follow the source's last batch. Tells those that are late: they are reported once more in
@@ -39,31 +123,189 @@ impl Task {
     /// # Errors
     /// The batch does not have the plan's columns, has a null key, or overlaps an earlier one.
     pub fn offer(&mut self, batch: SourceBatch) -> Result<Vec<Late>, WindowError> {
-        self.next[batch.source] = Some(NextOffset(batch.next));
-        Ok(Vec::new())
+        let index = batch.source;
+        let first = batch.offsets.first().copied().unwrap_or(batch.next);
+        if self.synchroniser.expected(index).is_some_and(|NextOffset(expected)| first < expected) {
+            return Err(WindowError::Batch {
+                source_name: self.engine.sources[index].name.clone(),
+                partition: batch.partition,
+                offset: first,
+                reason: format!(
+                    "the offsets before {} were offered already",
+                    self.synchroniser.expected(index).unwrap_or(NextOffset(first)).0
+                ),
+            });
+        }
+        let prepared = self.engine.prepare(&batch, &mut self.texts, &mut self.failures)?;
+        let offered = &mut self.offered[index];
+        let times = prepared.times.iter().zip(&prepared.offsets);
+        let late = times.filter_map(|(&time, &offset)| offered.late(index, offset, time)).collect();
+        if let Some(finished) = self.synchroniser.push(index, prepared) {
+            finish(&mut self.counts[index], finished);
+        }
+        Ok(late)
     }
 
     /// Applies all rows whose turn has come, at most `limit`.
     ///
     /// # Errors
     /// A column of features cannot be built. The state is then ahead of its output: drop the task and restore it.
-    pub fn advance(&mut self, _clock: &TaskClock<'_>, _limit: usize) -> Result<Applied, WindowError> {
-        let empty = FeatureRows { batch: RecordBatch::new_empty(self.engine.schema().clone()), sequence: Vec::new() };
+    pub fn advance(&mut self, clock: &TaskClock<'_>, limit: usize) -> Result<Applied, WindowError> {
+        self.time.update(clock);
+        self.output.clear();
+        let mut left = limit;
+        while left > 0
+            && let Some((source, rows)) = self.synchroniser.turn(clock, left)
+        {
+            left -= rows.len();
+            self.apply(source, rows);
+        }
+        self.add_online_rows();
+        let applied = self.build(clock);
+        self.sweep(limit - left);
+        if self.texts.wants_collection() {
+            self.collect_texts();
+        }
+        applied
+    }
+
+    fn apply(&mut self, index: usize, range: Range<usize>) {
+        let engine = &*self.engine;
+        let source = &engine.sources[index];
+        let layout = &source.layout;
+        let batch = self.synchroniser.batch(index);
+        let count = range.len();
+        let late_before = self.output.late.len();
+        for row in range {
+            let (time, offset) = (batch.times[row], batch.offsets[row]);
+            if let Some(late) = self.time.sources[index].late(index, offset, time) {
+                self.output.late.push(late);
+                continue;
+            }
+            self.time.follow(index);
+            self.applied[index] = offset + 1;
+            let entity = self.entities.entity(batch.keys.get(row));
+            let words = &batch.rows[row * layout.row..][..layout.row];
+            let known = self.entities.get_mut(entity);
+            known.newest = known.newest.max(time);
+            let (newest, touched) = (known.newest, known.touched as usize);
+            if words[1..=layout.lanes.mask_words()].iter().any(|&mask| mask != 0) {
+                let state = self.entities.state(entity, index);
+                let before = state.bytes();
+                if state.insert(layout, words) {
+                    self.output.horizon.set(layout, &self.time, engine.on, index, newest);
+                    state.merge(layout, &self.output.horizon);
+                    state.account();
+                }
+                let after = state.bytes();
+                self.entities.state_bytes = self.entities.state_bytes + after - before;
+            }
+            let sequence = self.applied.iter().sum();
+            let slot = match self.output.touched.get(touched) {
+                Some(slot) if slot.entity == entity => touched,
+                _ => {
+                    let slot = self.output.touched.len();
+                    self.output.touched.push(Touched { entity, source: index, offset, sequence, row: None });
+                    self.entities.get_mut(entity).touched = slot as u32;
+                    slot
+                }
+            };
+            let mut full = None;
+            if engine.on == Some(index) {
+                let as_of = AsOf { time, source: index };
+                let watermark = self.time.watermark;
+                let origin = Origin { entity, source: index, offset, sequence, event_time: time, watermark };
+                let Output { rows, empty, reader, .. } = &mut self.output;
+                reader.read(engine, &mut self.entities, as_of, rows, origin, empty);
+                let later = &self.entities.states(entity)[index + 1..];
+                let complete = time == newest
+                    && later
+                        .iter()
+                        .zip(&engine.sources[index + 1..])
+                        .all(|(state, source)| state.newest(&source.layout) < time);
+                full = complete.then(|| rows.len() - 1);
+            }
+            self.output.touched[slot] = Touched { entity, source: index, offset, sequence, row: full };
+        }
+        let late = (self.output.late.len() - late_before) as u64;
+        let counts = &mut self.counts[index];
+        counts.read += count as u64;
+        counts.late += late;
+        counts.applied += count as u64 - late;
+        finish(counts, self.synchroniser.applied(index, count));
+    }
+
+    fn add_online_rows(&mut self) {
+        let Output { rows, online, empty, touched, reader, .. } = &mut self.output;
+        for &Touched { entity, source, offset, sequence, row } in touched.iter() {
+            let time = self.entities.get(entity).newest;
+            let watermark = row.map_or(self.time.watermark, |row| rows.watermark(row));
+            let origin = Origin { entity, source, offset, sequence, event_time: time, watermark };
+            if let Some(row) = row {
+                online.push(origin, rows, row);
+            } else {
+                let as_of = AsOf { time, source: self.engine.sources() };
+                reader.read(&self.engine, &mut self.entities, as_of, online, origin, empty);
+            }
+        }
+    }
+
+    fn build(&mut self, clock: &TaskClock<'_>) -> Result<Applied, WindowError> {
+        let mut failures = std::mem::take(&mut self.failures);
+        let mut build =
+            |rows: &RowBuffer| rows.build(&self.engine, &self.entities, &self.texts, self.partition, &mut failures);
+        let (rows, online) = (build(&self.output.rows)?, build(&self.output.online)?);
         Ok(Applied {
-            rows: empty.clone(),
-            online: empty,
-            late: Vec::new(),
-            next: self.next.clone(),
-            counts: vec![Counts::default(); self.engine.sources()],
-            failures: Failures::default(),
-            watermark: None,
-            more: false,
+            rows,
+            online,
+            late: std::mem::take(&mut self.output.late),
+            next: self.synchroniser.next(),
+            counts: std::mem::replace(&mut self.counts, vec![Counts::default(); self.engine.sources()]),
+            failures,
+            watermark: self.time.watermark,
+            more: self.synchroniser.turn(clock, 1).is_some(),
         })
     }
 
+    /// Looks after some entities in turn, so that those that went quiet are merged and forgotten.
+    fn sweep(&mut self, applied: usize) {
+        let (engine, time, horizon) = (&self.engine, &self.time, &mut self.output.horizon);
+        let quiet = time.quiet();
+        self.entities.sweep(SWEPT_AT_LEAST.max(applied / 4), |entity, states| {
+            let horizon_of = if entity.newest < quiet { quiet } else { entity.newest };
+            for (index, state) in states.iter_mut().enumerate().filter(|(_, state)| !state.is_empty()) {
+                let layout = &engine.sources[index].layout;
+                horizon.set(layout, time, engine.on, index, horizon_of);
+                state.sweep(layout, horizon);
+            }
+            entity.newest < quiet
+        });
+    }
+
+    fn collect_texts(&mut self) {
+        let old = self.texts.start_over();
+        let texts = &mut self.texts;
+        let mut renumber = |word: &mut u64| {
+            if *word != 0 {
+                *word = texts.number(old.get(*word));
+            }
+        };
+        let sources = &self.engine.sources;
+        self.entities.for_each_state(|index, state| {
+            let source = &sources[index];
+            state.for_each_word(&source.layout, &source.text_words, &source.text_lanes, &mut renumber);
+        });
+        for (index, source) in sources.iter().enumerate() {
+            self.synchroniser.for_each_batch(index, |rows| {
+                super::state::visit(rows, source.layout.row, 0, &source.text_words, &mut renumber);
+            });
+        }
+        self.texts.collected();
+    }
+
     /// First unapplied offset of each source; `None` before its first batch.
-    pub fn next(&self) -> &[Option<NextOffset>] {
-        &self.next
+    pub fn next(&self) -> Vec<Option<NextOffset>> {
+        self.synchroniser.next()
     }
 
     /// Partition number.
@@ -72,18 +314,18 @@ impl Task {
     }
 
     /// Rows of a source that wait for their turn. Pause the source's partition while these are too many.
-    pub fn buffered(&self, _source: usize) -> usize {
-        0
+    pub fn buffered(&self, source: usize) -> usize {
+        self.synchroniser.waiting(source)
     }
 
     /// Entities with state.
     pub fn entities(&self) -> usize {
-        0
+        self.entities.len()
     }
 
     /// Bytes held.
     pub fn memory(&self) -> Memory {
-        Memory::default()
+        Memory { state: self.entities.bytes() + self.texts.bytes(), buffered: self.synchroniser.bytes() }
     }
 
     /// The whole state as of the last [`Task::advance`], at least one batch. Its schema, and what the words in it mean, are
@@ -92,6 +334,100 @@ impl Task {
     /// # Errors
     /// Columns cannot be built.
     pub fn snapshot(&self) -> Result<Vec<RecordBatch>, WindowError> {
-        Ok(vec![RecordBatch::new_empty(self.engine.schema().clone())])
+        snapshot::take(self)
+    }
+}
+
+fn finish(counts: &mut Counts, finished: Finished) {
+    counts.read += finished.filtered + finished.dead;
+    counts.filtered += finished.filtered;
+    counts.dead += finished.dead;
+}
+
+impl Output {
+    fn new(engine: &Engine) -> Self {
+        let width = engine.features.len();
+        let mut empty = RowBuffer::new(width);
+        let origin = Origin { entity: 0, source: 0, offset: 0, sequence: 0, event_time: 0, watermark: None };
+        let mut row = empty.push_nulls(origin);
+        for source in &engine.sources {
+            let mut lanes = vec![0; source.layout.lanes.width()];
+            source.layout.lanes.clear(&mut lanes);
+            for feature in &source.features {
+                row.set(feature.column, source.layout.lanes.read(feature.series, feature.function, &lanes, 0));
+            }
+        }
+        Self {
+            rows: RowBuffer::new(width),
+            online: RowBuffer::new(width),
+            empty,
+            touched: Vec::new(),
+            late: Vec::new(),
+            reader: Reader::new(engine),
+            horizon: Horizon { merge: i64::MIN, limits: Limits::unknown() },
+        }
+    }
+
+    fn clear(&mut self) {
+        self.rows.clear();
+        self.online.clear();
+        self.touched.clear();
+        self.late.clear();
+    }
+}
+
+/// Reads rows out of states.
+#[derive(Debug)]
+struct Reader {
+    /// By source: beginnings of its windows.
+    cuts: Vec<Cuts>,
+    /// Windows of one source.
+    windows: Vec<u64>,
+}
+
+impl Reader {
+    fn new(engine: &Engine) -> Self {
+        let words = engine.sources.iter().map(|source| source.layout.windows_words()).max();
+        Self { cuts: vec![Cuts::new(); engine.sources()], windows: vec![0; words.unwrap_or(0)] }
+    }
+
+    /// Appends the row of an entity as of `as_of` to `rows`.
+    #[inline]
+    fn read(
+        &mut self,
+        engine: &Engine,
+        entities: &mut Entities,
+        as_of: AsOf,
+        rows: &mut RowBuffer,
+        origin: Origin,
+        empty: &RowBuffer,
+    ) {
+        let mut row = rows.push(origin, empty, 0);
+        for (index, source) in engine.sources.iter().enumerate() {
+            let state = entities.state(origin.entity, index);
+            if state.is_empty() {
+                continue;
+            }
+            let layout = &source.layout;
+            let windows = &mut self.windows[..layout.windows_words()];
+            let cuts = self.cuts[index].at(&layout.windows, as_of.time);
+            state.windows(layout, as_of.last(index), cuts, windows);
+            for feature in &source.features {
+                let value = layout.lanes.read(feature.series, feature.function, &windows[feature.lanes..], as_of.time);
+                row.set(feature.column, value);
+            }
+        }
+    }
+}
+
+impl Horizon {
+    /// What may be merged and forgotten of a state of source `index`, where no row of its entity will be asked for as of
+    /// an instant before the task's settled time and before `newest`.
+    fn set(&mut self, layout: &super::state::Layout, time: &TaskTime, on: Option<usize>, index: usize, newest: i64) {
+        let horizon = time.settled.min(newest);
+        // A row of source `on` does not see the events of the same instant of the sources after it.
+        let after = on.is_some_and(|on| index > on);
+        self.merge = if after { horizon.saturating_sub(1) } else { horizon };
+        layout.windows.limits(horizon, &mut self.limits);
     }
 }

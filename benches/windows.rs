@@ -1,0 +1,257 @@
+//! Windows: events a second through one task, from decoded columns to feature rows, and bytes of state.
+//!
+//! Each event asks for a row. One iteration is one poll of 1,000 events.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray};
+use arrow::datatypes::{DataType as ArrowType, Field, Schema};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use driftline::config::plan::{
+    BrokerPlan, Column, DataType, Delivery, EntityPlan, Format, Function, GroupPlan, OfflinePlan, OnlinePlan, Plan,
+    RegistryPlan, ScorePlan, SourcePlan, TimeUnit, WindowPlan,
+};
+use driftline::runtime::clock::monotonic;
+use driftline::source::SourceBatch;
+use driftline::window::{Engine, Task, TaskClock};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, Zipf};
+
+const POLL: usize = 1000;
+
+const MINUTE: i64 = 60_000;
+const HOUR: i64 = 60 * MINUTE;
+const DAY: i64 = 24 * HOUR;
+
+/// Lengths and tiles as `check` prints them.
+const WINDOWS: [(&str, i64, i64); 4] =
+    [("1h", HOUR, MINUTE), ("1d", DAY, 15 * MINUTE), ("30d", 30 * DAY, 12 * HOUR), ("90d", 90 * DAY, DAY)];
+
+const FUNCTIONS: [Function; 5] = [Function::Count, Function::Sum, Function::Mean, Function::Max, Function::Std];
+
+fn column(name: &str, data_type: DataType) -> Column {
+    Column { name: name.into(), data_type }
+}
+
+fn group(of: Column, windows: &[(&str, i64, i64)]) -> GroupPlan {
+    let features = windows.iter().enumerate().flat_map(|(window, (label, _, _))| {
+        let of = of.clone();
+        FUNCTIONS.map(move |function| {
+            let data_type = match function {
+                Function::Count => DataType::Int64,
+                Function::Mean | Function::Std => DataType::Float64,
+                _ => of.data_type,
+            };
+            (function, window, column(&format!("{}_{function:?}_{label}", of.name), data_type))
+        })
+    });
+    let windows = windows.iter().map(|&(label, length, tile)| WindowPlan {
+        label: label.to_owned(),
+        length_ms: Some(length),
+        tile_ms: tile,
+    });
+    GroupPlan {
+        name: of.name.to_string(),
+        source: 0,
+        features: features.collect(),
+        windows: windows.collect(),
+        of: Some(of),
+        filter: None,
+    }
+}
+
+fn plan(groups: Vec<GroupPlan>, out_of_order: Duration) -> Plan {
+    let source = SourcePlan {
+        name: "purchases".into(),
+        topic: "bench.purchases".into(),
+        format: Format::Json,
+        fields: vec![
+            column("customer_id", DataType::String),
+            column("amount", DataType::Float64),
+            column("quantity", DataType::Int64),
+        ],
+        key_fields: vec!["customer_id".into()],
+        event_time: "at".into(),
+        event_time_unit: TimeUnit::Ms,
+        out_of_order,
+        ahead: Duration::from_secs(3600),
+        idle_after: Duration::from_secs(30),
+        filter: None,
+        derive: Vec::new(),
+    };
+    let nowhere = || "file:///nowhere".to_owned();
+    Plan {
+        name: "bench".to_owned(),
+        folder: "bench".into(),
+        root: "bench".into(),
+        definition: String::new(),
+        broker: BrokerPlan::Embedded { path: "data".into(), partitions: 1 },
+        online: OnlinePlan::Embedded { path: "data".into(), project: "bench".to_owned() },
+        offline: OfflinePlan { url: nowhere(), checkpoint_interval: Duration::from_secs(30), checkpoint_rows: 1 },
+        registry: RegistryPlan { url: nowhere(), initial: None },
+        entity: EntityPlan { name: "customer".to_owned(), keys: vec![column("customer_id", DataType::String)] },
+        sources: vec![source],
+        groups,
+        derived: Vec::new(),
+        score: Some(ScorePlan {
+            on: 0,
+            model: "bench".to_owned(),
+            alias: "production".to_owned(),
+            features: Vec::new(),
+            batch_rows: POLL,
+            batch_bytes: 1 << 20,
+            batch_wait: Duration::ZERO,
+            poll_alias: Duration::ZERO,
+            delivery: Delivery::ExactlyOnce,
+            topic: "bench.predictions".into(),
+            providers: Vec::new(),
+            threads: 1,
+        }),
+        labels: None,
+        monitor: None,
+        retraining: None,
+    }
+}
+
+/// An endless stream of purchases.
+struct Stream {
+    random: ChaCha8Rng,
+    keys: Zipf<f64>,
+    /// Share of the events that belong to one customer, on top.
+    hot: f64,
+    /// Share of the events that come up to 5 s late.
+    out_of_order: f64,
+    step_us: i64,
+    offset: i64,
+    schema: Arc<Schema>,
+}
+
+impl Stream {
+    fn new(hot: f64, out_of_order: f64, events_per_second: i64) -> Self {
+        let field = |name: &str, data_type| Field::new(name, data_type, true);
+        Self {
+            random: ChaCha8Rng::seed_from_u64(7),
+            keys: Zipf::new(50_000.0, 1.1).expect("valid parameters"),
+            hot,
+            out_of_order,
+            step_us: 1_000_000 / events_per_second,
+            offset: 0,
+            schema: Arc::new(Schema::new(vec![
+                field("customer_id", ArrowType::Utf8),
+                field("amount", ArrowType::Float64),
+                field("quantity", ArrowType::Int64),
+            ])),
+        }
+    }
+
+    fn poll(&mut self) -> SourceBatch {
+        let keys: Vec<u64> = (0..POLL)
+            .map(|_| if self.random.random_bool(self.hot) { 1 } else { self.keys.sample(&mut self.random) as u64 })
+            .collect();
+        self.poll_of(&keys)
+    }
+
+    fn poll_of(&mut self, keys: &[u64]) -> SourceBatch {
+        let first = self.offset;
+        self.offset += keys.len() as i64;
+        let offsets: Vec<i64> = (first..self.offset).collect();
+        let times = offsets.iter().map(|offset| {
+            let late = self.out_of_order > 0.0 && self.random.random_bool(self.out_of_order);
+            1_700_000_000_000 + offset * self.step_us / 1000 - if late { self.random.random_range(0..5000) } else { 0 }
+        });
+        let event_times = times.collect();
+        let amounts: Float64Array =
+            keys.iter().map(|_| Some(self.random.random_range(1..100_000) as f64 / 100.0)).collect();
+        let quantities: Int64Array = keys.iter().map(|_| Some(self.random.random_range(1..10))).collect();
+        let columns: [ArrayRef; 3] = [
+            Arc::new(StringArray::from_iter_values(keys.iter().map(|key| format!("customer-{key:07}")))),
+            Arc::new(amounts),
+            Arc::new(quantities),
+        ];
+        SourceBatch {
+            source: 0,
+            partition: 0,
+            columns: RecordBatch::try_new(self.schema.clone(), columns.to_vec()).expect("columns fit the schema"),
+            event_times,
+            next: self.offset,
+            read: keys.len() as u64,
+            filtered: 0,
+            offsets,
+        }
+    }
+}
+
+fn apply(task: &mut Task, batch: SourceBatch) {
+    task.offer(batch).expect("the batch fits the plan");
+    let clock = TaskClock { caught_up: &[true], idle: &[false] };
+    black_box(task.advance(&clock, usize::MAX).expect("features can be computed"));
+}
+
+fn throughput(criterion: &mut Criterion) {
+    let mut group_of = criterion.benchmark_group("windows");
+    group_of.throughput(Throughput::Elements(POLL as u64)).measurement_time(Duration::from_secs(8));
+    let cases = [
+        ("50k Zipf keys, in order", 0.0, 0.0, 700, 0),
+        ("one key with 14 %, in order", 0.14, 0.0, 700, 0),
+        ("one key with 14 %, 2 % up to 5 s late", 0.14, 0.02, 700, 5),
+        ("one key with 14 %, 2 % up to 5 s late, bound 1 h", 0.14, 0.02, 700, 3600),
+        ("sparse: an event a minute", 0.0, 0.0, 1, 0),
+    ];
+    for (name, hot, late, rate, bound) in cases {
+        let plan = plan(vec![group(column("amount", DataType::Float64), &WINDOWS)], Duration::from_secs(bound));
+        let mut task = Task::new(Engine::new(&plan).expect("a valid plan"), 0);
+        let mut stream = Stream::new(hot, late, rate);
+        if name.starts_with("sparse") {
+            stream.step_us = 60_000_000;
+        }
+        for _ in 0..1000 {
+            let batch = stream.poll();
+            apply(&mut task, batch);
+        }
+        group_of.bench_function(name, |bencher| {
+            bencher.iter_custom(|polls| {
+                let mut spent = Duration::ZERO;
+                for _ in 0..polls {
+                    let batch = stream.poll();
+                    let start = monotonic();
+                    apply(&mut task, batch);
+                    spent += start.elapsed();
+                }
+                spent
+            });
+        });
+    }
+    group_of.finish();
+}
+
+/// Not a timing: prints the bytes of state of a million entities with 50 feature values each.
+fn memory(_: &mut Criterion) {
+    let groups = || {
+        let windows: Vec<_> = WINDOWS.into_iter().chain([("7d", 7 * DAY, 3 * HOUR)]).collect();
+        let mut windows = windows;
+        windows.sort_by_key(|window| window.1);
+        vec![group(column("amount", DataType::Float64), &windows), group(column("quantity", DataType::Int64), &windows)]
+    };
+    for events in [1, 5, 10, 20, 40] {
+        let mut task = Task::new(Engine::new(&plan(groups(), Duration::from_secs(10))).expect("a valid plan"), 0);
+        let mut stream = Stream::new(0.0, 0.0, 1);
+        stream.step_us = 90 * DAY * 1000 / (1_000_000 * events);
+        for _ in 0..1000 * events {
+            let keys: Vec<u64> = (0..POLL).map(|_| stream.random.random_range(0..1_000_000)).collect();
+            let batch = stream.poll_of(&keys);
+            apply(&mut task, batch);
+        }
+        let (entities, held) = (task.entities(), task.memory());
+        println!(
+            "memory: {entities} entities, 50 features each, {events} events an entity in 90 days: {} MiB, {} bytes an entity",
+            held.state >> 20,
+            held.state / entities
+        );
+    }
+}
+
+criterion_group!(benches, throughput, memory);
+criterion_main!(benches);

@@ -1,0 +1,401 @@
+//! Aggregates: what is kept of a set of events, how sets are united, and how functions read them.
+//!
+//! The events of one source that one feature group sees are a *series*: those with a true filter and a value. A set of
+//! events is kept as *lanes*, 64-bit words, for all series of the source side by side. Each series has only the lanes its
+//! functions need, in this order:
+//!
+//! | lane | words | content |
+//! |---|---|---|
+//! | count | 1 | number of events |
+//! | sum | 2 | of integers an `i128`, low word first; of floats a double-double, high part first |
+//! | squares | 2 | sum of squares: of integers a saturating `u128`, low word first; of floats a double-double |
+//! | min, max | 1 each | of integers the value; of floats the bits, remapped so that they order as integers |
+//! | newest | 1 | event time of the newest event, `i64::MIN` for none |
+//! | last | 1 | its value |
+//!
+//! Lanes of the same events are the same whatever the order in which they were added, except for the last bits of
+//! double-doubles (see `double_double`). Of events of the same time the one added last is the newest, so that whoever
+//! unites sets has to know which of two is the later one: [`Lanes::add_earlier`], [`Lanes::add_later`], [`Lanes::unite`].
+
+use super::double_double::DoubleDouble;
+use crate::config::plan::Function;
+
+/// What the value of a series is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ValueKind {
+    /// There is none: events are counted.
+    Event,
+    /// `i64`.
+    Integer,
+    /// `f64`, finite.
+    Float,
+    /// Something without order or arithmetic.
+    Opaque,
+}
+
+/// Which lanes a series has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Parts {
+    pub count: bool,
+    pub sum: bool,
+    pub squares: bool,
+    pub min: bool,
+    pub max: bool,
+    pub newest: bool,
+    pub last: bool,
+}
+
+impl Parts {
+    /// Adds what `function` reads.
+    pub fn include(&mut self, function: Function) {
+        match function {
+            Function::Count => self.count = true,
+            Function::Sum => self.sum = true,
+            Function::Mean => (self.count, self.sum) = (true, true),
+            Function::Std => (self.count, self.sum, self.squares) = (true, true, true),
+            Function::Min => (self.count, self.min) = (true, true),
+            Function::Max => (self.count, self.max) = (true, true),
+            Function::Last => (self.newest, self.last) = (true, true),
+            Function::SecondsSinceLast => self.newest = true,
+        }
+    }
+
+    fn width(self) -> usize {
+        usize::from(self.count)
+            + 2 * usize::from(self.sum)
+            + 2 * usize::from(self.squares)
+            + usize::from(self.min)
+            + usize::from(self.max)
+            + usize::from(self.newest)
+            + usize::from(self.last)
+    }
+}
+
+/// One series of a source.
+#[derive(Debug, Clone)]
+pub(super) struct Series {
+    pub kind: ValueKind,
+    pub parts: Parts,
+    /// Word of a row that holds its value; 0 (the time) for [`ValueKind::Event`].
+    pub value: usize,
+    /// Its first lane.
+    start: usize,
+}
+
+/// All series of a source. A row of the source is its event time, then [`Lanes::mask_words`] words with one bit a series
+/// that the event belongs to (series 0 is the lowest bit of the first), then the values.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Lanes {
+    series: Vec<Series>,
+    width: usize,
+}
+
+impl Lanes {
+    /// Lays out the lanes of `series`: kind, parts, and which of the row's values it takes.
+    pub fn new(series: &[(ValueKind, Parts, Option<usize>)]) -> Self {
+        let mask_words = series.len().div_ceil(64);
+        let mut width = 0;
+        let series = series
+            .iter()
+            .map(|&(kind, parts, value)| {
+                let start = width;
+                width += parts.width();
+                Series { kind, parts, value: value.map_or(0, |value| 1 + mask_words + value), start }
+            })
+            .collect();
+        Self { series, width }
+    }
+
+    /// Words of a set of events.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Words of a row before its values, without the time.
+    pub fn mask_words(&self) -> usize {
+        self.series.len().div_ceil(64)
+    }
+
+    /// What the lanes hold, one name a lane.
+    pub fn names(&self) -> impl Iterator<Item = String> {
+        self.series.iter().enumerate().flat_map(|(index, series)| {
+            let Parts { count, sum, squares, min, max, newest, last } = series.parts;
+            let parts = [
+                (count, &["count"][..]),
+                (sum, &["sum", "sum+"]),
+                (squares, &["squares", "squares+"]),
+                (min, &["min"]),
+                (max, &["max"]),
+                (newest, &["newest"]),
+                (last, &["last"]),
+            ];
+            let kept = parts.into_iter().filter(|(kept, _)| *kept).flat_map(|(_, names)| names);
+            kept.map(move |name| format!("{index}.{name}")).collect::<Vec<_>>()
+        })
+    }
+
+    /// The lane that holds the last value of a series, if there is one.
+    pub fn last_lane(&self, series: usize) -> Option<usize> {
+        let series = &self.series[series];
+        series.parts.last.then(|| series.start + series.parts.width() - 1)
+    }
+
+    /// Makes `lanes` the empty set.
+    pub fn clear(&self, lanes: &mut [u64]) {
+        lanes.fill(0);
+        for series in &self.series {
+            let mut at = series.start + usize::from(series.parts.count);
+            at += 2 * usize::from(series.parts.sum) + 2 * usize::from(series.parts.squares);
+            if series.parts.min {
+                lanes[at] = i64::MAX as u64;
+                at += 1;
+            }
+            if series.parts.max {
+                lanes[at] = i64::MIN as u64;
+                at += 1;
+            }
+            if series.parts.newest {
+                lanes[at] = i64::MIN as u64;
+            }
+        }
+    }
+
+    /// Adds a row that comes after all rows of the same time in `lanes`.
+    #[inline]
+    pub fn add_later(&self, lanes: &mut [u64], row: &[u64]) {
+        self.add::<true>(lanes, row);
+    }
+
+    /// Adds a row that comes before all rows of the same time in `lanes`.
+    #[inline]
+    pub fn add_earlier(&self, lanes: &mut [u64], row: &[u64]) {
+        self.add::<false>(lanes, row);
+    }
+
+    #[inline]
+    fn add<const LATER: bool>(&self, lanes: &mut [u64], row: &[u64]) {
+        for (index, series) in self.series.iter().enumerate() {
+            if row[1 + index / 64] >> (index % 64) & 1 == 1 {
+                series.add::<LATER>(&mut lanes[series.start..], row[0] as i64, row[series.value]);
+            }
+        }
+    }
+
+    /// Adds all of `other` to `lanes`. Where both have events of the same newest time, those of `lanes` are the later ones.
+    #[inline]
+    pub fn unite(&self, lanes: &mut [u64], other: &[u64]) {
+        for series in &self.series {
+            series.unite(&mut lanes[series.start..], &other[series.start..]);
+        }
+    }
+
+    /// The value of a function, as the word of its type: `i64`, or the bits of an `f64`; for `last` the event's own word.
+    pub fn read(&self, series: usize, function: Function, lanes: &[u64], as_of: i64) -> Option<u64> {
+        let series = &self.series[series];
+        series.read(function, &lanes[series.start..], as_of)
+    }
+}
+
+impl Series {
+    #[inline]
+    fn add<const LATER: bool>(&self, lanes: &mut [u64], time: i64, value: u64) {
+        let Parts { count, sum, squares, min, max, newest, last } = self.parts;
+        let lanes = &mut lanes[..self.parts.width()];
+        let mut at = 0;
+        if count {
+            lanes[at] += 1;
+            at += 1;
+        }
+        if sum {
+            let lane = pair(lanes, at);
+            if self.kind == ValueKind::Float {
+                put_double(lane, double(lane).plus(f64::from_bits(value)));
+            } else {
+                put_wide(lane, wide(lane).wrapping_add_signed(i128::from(value as i64)));
+            }
+            at += 2;
+        }
+        if squares {
+            let lane = pair(lanes, at);
+            if self.kind == ValueKind::Float {
+                put_double(lane, double(lane).plus_double(DoubleDouble::square_of(f64::from_bits(value))));
+            } else {
+                let magnitude = u128::from((value as i64).unsigned_abs());
+                put_wide(lane, wide(lane).saturating_add(magnitude * magnitude));
+            }
+            at += 2;
+        }
+        if min || max {
+            let value = if self.kind == ValueKind::Float { ordered(value) } else { value as i64 };
+            if min {
+                lanes[at] = value.min(lanes[at] as i64) as u64;
+                at += 1;
+            }
+            if max {
+                lanes[at] = value.max(lanes[at] as i64) as u64;
+                at += 1;
+            }
+        }
+        if newest {
+            let known = lanes[at] as i64;
+            if if LATER { time >= known } else { time > known } {
+                lanes[at] = time as u64;
+                if last {
+                    lanes[at + 1] = value;
+                }
+            }
+        }
+    }
+
+    #[inline]
+    fn unite(&self, lanes: &mut [u64], other: &[u64]) {
+        let Parts { count, sum, squares, min, max, newest, last } = self.parts;
+        let width = self.parts.width();
+        let (lanes, other) = (&mut lanes[..width], &other[..width]);
+        let mut at = 0;
+        if count {
+            lanes[at] += other[at];
+            at += 1;
+        }
+        if sum {
+            let (lane, other) = (pair(lanes, at), [other[at], other[at + 1]]);
+            if self.kind == ValueKind::Float {
+                put_double(lane, double(lane).plus_double(double(&other)));
+            } else {
+                put_wide(lane, wide(lane).wrapping_add(wide(&other)));
+            }
+            at += 2;
+        }
+        if squares {
+            let (lane, other) = (pair(lanes, at), [other[at], other[at + 1]]);
+            if self.kind == ValueKind::Float {
+                put_double(lane, double(lane).plus_double(double(&other)));
+            } else {
+                put_wide(lane, wide(lane).saturating_add(wide(&other)));
+            }
+            at += 2;
+        }
+        if min {
+            lanes[at] = (lanes[at] as i64).min(other[at] as i64) as u64;
+            at += 1;
+        }
+        if max {
+            lanes[at] = (lanes[at] as i64).max(other[at] as i64) as u64;
+            at += 1;
+        }
+        if newest && other[at] as i64 > lanes[at] as i64 {
+            lanes[at] = other[at];
+            if last {
+                lanes[at + 1] = other[at + 1];
+            }
+        }
+    }
+
+    fn read(&self, function: Function, lanes: &[u64], as_of: i64) -> Option<u64> {
+        let parts = self.parts;
+        let count = if parts.count { lanes[0] } else { 0 };
+        let sum = usize::from(parts.count);
+        let squares = sum + 2 * usize::from(parts.sum);
+        let min = squares + 2 * usize::from(parts.squares);
+        let max = min + usize::from(parts.min);
+        let newest = max + usize::from(parts.max);
+        let known = |at: usize| lanes[at] as i64 != i64::MIN;
+        match function {
+            Function::Count => Some(count),
+            Function::Sum => self.sum(&[lanes[sum], lanes[sum + 1]]),
+            Function::Mean => (count > 0).then(|| self.mean(count, &[lanes[sum], lanes[sum + 1]])).and_then(finite),
+            Function::Std => {
+                let (sum, squares) = ([lanes[sum], lanes[sum + 1]], [lanes[squares], lanes[squares + 1]]);
+                if count < 2 { None } else { self.std(count, &sum, &squares).and_then(finite) }
+            }
+            Function::Min => (count > 0).then(|| self.unordered(lanes[min])),
+            Function::Max => (count > 0).then(|| self.unordered(lanes[max])),
+            Function::Last => known(newest).then(|| lanes[newest + 1]),
+            Function::SecondsSinceLast => {
+                known(newest).then(|| (as_of.saturating_sub(lanes[newest] as i64) as f64 / 1000.0).to_bits())
+            }
+        }
+    }
+
+    fn sum(&self, sum: &[u64; 2]) -> Option<u64> {
+        if self.kind == ValueKind::Float {
+            finite(double(sum).high)
+        } else {
+            i64::try_from(wide(sum) as i128).ok().map(|sum| sum as u64)
+        }
+    }
+
+    fn mean(&self, count: u64, sum: &[u64; 2]) -> f64 {
+        self.total(sum).divided_by(count as f64).high
+    }
+
+    fn total(&self, sum: &[u64; 2]) -> DoubleDouble {
+        if self.kind == ValueKind::Float { double(sum) } else { DoubleDouble::from_i128(wide(sum) as i128) }
+    }
+
+    /// √((Q − S²/n) / (n − 1)), of integers from exact sums. Of floats the difference is taken in double-double, where less
+    /// than 2⁻⁹⁶ of Q is rounding: values that are all the same have deviation 0.
+    fn std(&self, count: u64, sum: &[u64; 2], squares: &[u64; 2]) -> Option<f64> {
+        let n = count as f64;
+        if self.kind == ValueKind::Integer {
+            let (total, squares) = ((wide(sum) as i128).unsigned_abs(), wide(squares));
+            if squares == u128::MAX {
+                return None;
+            }
+            if let (Some(squares), Some(square)) = (squares.checked_mul(u128::from(count)), total.checked_mul(total)) {
+                return Some(((squares - square) as f64 / (n * (n - 1.0))).sqrt());
+            }
+        }
+        let squares =
+            if self.kind == ValueKind::Float { double(squares) } else { DoubleDouble::from_u128(wide(squares)) };
+        let rest = squares.plus_double(self.total(sum).squared().divided_by(n).negated()).high;
+        let rest = if rest <= squares.high * 2f64.powi(-96) { 0.0 } else { rest };
+        Some((rest / (n - 1.0)).sqrt())
+    }
+
+    fn unordered(&self, lane: u64) -> u64 {
+        if self.kind == ValueKind::Float { (lane as i64 ^ sign_mask(lane as i64)) as u64 } else { lane }
+    }
+}
+
+fn finite(value: f64) -> Option<u64> {
+    value.is_finite().then(|| value.to_bits())
+}
+
+#[inline]
+fn pair(lanes: &mut [u64], at: usize) -> &mut [u64; 2] {
+    lanes[at..].first_chunk_mut().expect("a sum has two lanes")
+}
+
+#[inline]
+fn double(lane: &[u64; 2]) -> DoubleDouble {
+    DoubleDouble { high: f64::from_bits(lane[0]), low: f64::from_bits(lane[1]) }
+}
+
+#[inline]
+fn put_double(lane: &mut [u64; 2], value: DoubleDouble) {
+    *lane = [value.high.to_bits(), value.low.to_bits()];
+}
+
+#[inline]
+fn wide(lane: &[u64; 2]) -> u128 {
+    u128::from(lane[0]) | u128::from(lane[1]) << 64
+}
+
+#[inline]
+fn put_wide(lane: &mut [u64; 2], value: u128) {
+    *lane = [value as u64, (value >> 64) as u64];
+}
+
+/// The bits of a float as an integer that orders as the float does (−0 before 0).
+#[inline]
+fn ordered(bits: u64) -> i64 {
+    let bits = bits as i64;
+    bits ^ sign_mask(bits)
+}
+
+/// All bits but the sign where `bits` has the sign.
+#[inline]
+fn sign_mask(bits: i64) -> i64 {
+    ((bits >> 63) as u64 >> 1) as i64
+}

@@ -1,0 +1,648 @@
+//! What one entity has of one source.
+//!
+//! Three collections of events, each in the order of event time, disjoint, and read together:
+//!
+//! - *rows*: single events. All events start here, and where there are few they stay: below some size a row takes less
+//!   memory than a tile and is read as fast.
+//! - *chunks*: runs of single events too new to be merged (an out-of-order event may yet ask for the state between two of
+//!   them) and too many to be read one by one, each with its aggregate.
+//! - *tiles*: aggregates of the events between two instants at which windows can begin, the newer the finer.
+//!
+//! What no window can reach is forgotten, or united into one aggregate where the source has a lifetime window. The size
+//! of a state is thus bounded by the number of tiles and the events within the source's out-of-order bound.
+//!
+//! An entity with tiles also keeps its windows *running*: aggregates as of its newest event that each new event joins,
+//! each valid until an event drops out of its tail. An event in order then costs as much as its windows have lanes.
+//!
+//! Of two events at the same time, the one inserted later counts as the newer. Rows and chunks keep such events in order;
+//! chunks are cut between different times; and what is in a tile was inserted before any row of the same time.
+
+use super::aggregate::Lanes;
+use super::tile::{Limits, Windows};
+
+/// Rows that an entity keeps before anything is merged.
+const FEW_ROWS: usize = 32;
+
+/// Rows in a chunk, at first. Doubles as chunks become many, up to eight times this.
+const CHUNK_ROWS: usize = 64;
+
+/// Words before the lanes of a running window: `edge` and `tail`.
+pub(super) const WINDOW_HEAD: usize = 2;
+
+/// How the states of one source are laid out.
+#[derive(Debug, Clone)]
+pub(super) struct Layout {
+    pub lanes: Lanes,
+    pub windows: Windows,
+    /// Words of a row: time, mask, values.
+    pub row: usize,
+    /// Words of a tile: its end, then lanes.
+    pub tile: usize,
+    /// Words of a running window: `edge`, `tail`, then lanes. It holds exactly the events after any instant `cut` with
+    /// `edge <= cut < tail`.
+    pub window: usize,
+    /// So many rows take as much memory as a tile.
+    rows_per_tile: usize,
+}
+
+/// What may be merged and forgotten.
+#[derive(Debug, Clone)]
+pub(super) struct Horizon {
+    /// Events up to this time may be merged: no row will be asked for as of an earlier instant.
+    pub merge: i64,
+    /// What windows need from then on.
+    pub limits: Limits,
+}
+
+/// What one entity has of one source. Empty states allocate nothing.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    rows: Vec<u64>,
+    dense: Option<Box<Dense>>,
+}
+
+/// What entities with many events have besides.
+#[derive(Debug, Default)]
+struct Dense {
+    tiles: Vec<u64>,
+    chunks: Vec<Chunk>,
+    /// What lies before all windows with an end: lanes, for sources with a lifetime window.
+    beyond: Vec<u64>,
+    /// Running windows, or nothing.
+    running: Vec<u64>,
+    /// Time of the newest event.
+    newest: i64,
+    /// Time of the newest event that was merged into a tile.
+    merged: i64,
+    /// Merges when there are this many rows.
+    merge_at: usize,
+    /// An event came since the last sweep.
+    active: bool,
+    /// Bytes when they were last counted.
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Chunk {
+    rows: Vec<u64>,
+    lanes: Box<[u64]>,
+}
+
+/// The parts of a state, for checkpoints.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Parts<'a> {
+    /// Flat rows, ascending by time.
+    pub rows: &'a [u64],
+    /// Flat rows of the chunks, each ascending by time, in order.
+    pub chunks: ChunkRows<'a>,
+    /// Flat tiles, ascending by end.
+    pub tiles: &'a [u64],
+    /// Lanes of what lies before all windows with an end, or nothing.
+    pub beyond: &'a [u64],
+    /// Time of the newest event that was merged into a tile; `i64::MIN` for none.
+    pub merged: i64,
+}
+
+impl Layout {
+    pub fn new(lanes: Lanes, windows: Windows, values: usize) -> Self {
+        let row = 1 + lanes.mask_words() + values;
+        let tile = 1 + lanes.width();
+        let rows_per_tile = tile.div_ceil(row).max(2);
+        let window = WINDOW_HEAD + lanes.width();
+        Self { lanes, windows, row, tile, window, rows_per_tile }
+    }
+
+    /// Words of all windows.
+    pub fn windows_words(&self) -> usize {
+        self.windows.len() * self.window
+    }
+
+    /// First lane of a window in the words of all windows.
+    pub fn window_lanes(&self, window: usize) -> usize {
+        window * self.window + WINDOW_HEAD
+    }
+
+    /// Word of a row that holds a value.
+    pub fn value_word(&self, value: usize) -> usize {
+        1 + self.lanes.mask_words() + value
+    }
+
+    /// Bytes of a state with one event, and of one with events in every tile.
+    pub fn state_bytes(&self) -> (usize, usize) {
+        let words = self.windows.most_tiles() * self.tile + self.windows_words() + 2 * FEW_ROWS * self.row;
+        (8 * self.row.next_power_of_two().max(4), size_of::<Dense>() + 8 * words)
+    }
+}
+
+impl State {
+    /// Adds an event, which is later than all others of the same time. Says whether it is time to [merge](State::merge).
+    #[inline]
+    pub fn insert(&mut self, layout: &Layout, row: &[u64]) -> bool {
+        let time = row[0] as i64;
+        let mut merge_at = FEW_ROWS;
+        if let Some(dense) = &mut self.dense {
+            dense.active = true;
+            dense.newest = dense.newest.max(time);
+            dense.run(layout, row);
+            merge_at = dense.merge_at;
+            if !dense.chunks.is_empty() && dense.insert_in_chunk(layout, row) {
+                return false;
+            }
+        }
+        insert_sorted(&mut self.rows, layout.row, row);
+        self.rows.len() >= merge_at * layout.row
+    }
+
+    /// Time of the newest event, `i64::MIN` for none.
+    #[inline]
+    pub fn newest(&self, layout: &Layout) -> i64 {
+        match &self.dense {
+            Some(dense) => dense.newest,
+            None if self.rows.is_empty() => i64::MIN,
+            None => self.rows[self.rows.len() - layout.row] as i64,
+        }
+    }
+
+    /// True if nothing was ever added, or all is forgotten.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.dense.is_none()
+    }
+
+    /// Writes all windows as of `as_of`, which begin at `cuts`, to `out`: one [`Layout::window`] after the other.
+    #[inline]
+    pub fn windows(&mut self, layout: &Layout, as_of: i64, cuts: &[i64], out: &mut [u64]) {
+        let Some(dense) = &mut self.dense else {
+            return self.fold(layout, as_of, cuts, out);
+        };
+        if as_of < dense.newest {
+            return self.fold(layout, as_of, cuts, out);
+        }
+        let stale = if dense.running.is_empty() {
+            Some(cuts.len() - 1)
+        } else {
+            let windows = dense.running.chunks_exact(layout.window);
+            windows.zip(cuts).rposition(|(window, &cut)| !(window[0] as i64 <= cut && cut < window[1] as i64))
+        };
+        if let Some(stale) = stale {
+            let mut running = std::mem::take(&mut dense.running);
+            running.resize(layout.windows_words(), 0);
+            self.fold(layout, as_of, &cuts[..=stale], &mut running);
+            out.copy_from_slice(&running);
+            self.dense.as_mut().expect("folding changes nothing").running = running;
+        } else {
+            out.copy_from_slice(&dense.running);
+        }
+    }
+
+    /// Adds up the first `cuts.len()` windows, each from the one before: newest events first.
+    fn fold(&self, layout: &Layout, as_of: i64, cuts: &[i64], out: &mut [u64]) {
+        let lanes = &layout.lanes;
+        let mut rows = Cursor::up_to(&self.rows, layout.row, as_of);
+        let mut rest = self.dense.as_deref().map(|dense| dense.cursors(layout, as_of));
+        let mut tail = i64::MAX;
+        for (window, &cut) in cuts.iter().enumerate() {
+            let (done, slot) = out.split_at_mut(window * layout.window);
+            let slot = &mut slot[..layout.window];
+            if window == 0 {
+                lanes.clear(&mut slot[WINDOW_HEAD..]);
+            } else {
+                slot.copy_from_slice(&done[(window - 1) * layout.window..]);
+            }
+            let sum = &mut slot[WINDOW_HEAD..];
+            while let Some(row) = rows.after(cut) {
+                tail = tail.min(row[0] as i64);
+                lanes.add_earlier(sum, row);
+            }
+            let mut edge = rows.peek();
+            if let Some((dense, chunks, tiles)) = &mut rest {
+                chunks.fold(layout, cut, sum, &mut tail);
+                while let Some(tile) = tiles.after(cut) {
+                    tail = tail.min(tile[0] as i64);
+                    lanes.unite(sum, &tile[1..]);
+                }
+                edge = edge.max(chunks.peek()).max(tiles.peek());
+                if cut == i64::MIN && !dense.beyond.is_empty() {
+                    lanes.unite(sum, &dense.beyond);
+                }
+            }
+            (slot[0], slot[1]) = (edge as u64, tail as u64);
+        }
+    }
+
+    /// Merges and forgets what the horizon allows.
+    pub fn merge(&mut self, layout: &Layout, horizon: &Horizon) {
+        let newest = self.newest(layout);
+        let dense = self
+            .dense
+            .get_or_insert_with(|| Box::new(Dense { newest, merged: i64::MIN, active: true, ..Dense::default() }));
+        dense.coarsen(layout, &horizon.limits);
+        dense.dissolve_chunks(layout, horizon.merge, &mut self.rows);
+        dense.merge_rows(layout, horizon, &mut self.rows);
+        dense.seal_chunks(layout, horizon.merge, &mut self.rows);
+        let kept = self.rows.len() / layout.row;
+        dense.merge_at = (kept + (kept / 2).max(FEW_ROWS / 2)).max(FEW_ROWS);
+        self.rows.shrink_to(dense.merge_at * layout.row);
+    }
+
+    /// Merges and forgets what the horizon allows of an entity to which no event may come for long.
+    pub fn sweep(&mut self, layout: &Layout, horizon: &Horizon) {
+        if self.newest(layout) <= horizon.limits.oldest && !layout.windows.lifetime {
+            *self = Self::default();
+            return;
+        }
+        let oldest = horizon.limits.oldest.min(horizon.merge);
+        let forgets = self.rows.first().is_some_and(|&time| time as i64 <= oldest);
+        let Some(dense) = &mut self.dense else {
+            if forgets && layout.windows.lifetime {
+                self.merge(layout, horizon);
+            } else if forgets {
+                self.rows.drain(..layout.row * count_up_to(&self.rows, layout.row, oldest));
+                self.rows.shrink_to_fit();
+            }
+            return;
+        };
+        if std::mem::take(&mut dense.active) {
+            return;
+        }
+        dense.running = Vec::new();
+        self.merge(layout, horizon);
+        self.rows.shrink_to_fit();
+        let few = self.rows.len() < FEW_ROWS * layout.row;
+        if let Some(dense) = &mut self.dense {
+            dense.tiles.shrink_to_fit();
+            if few && dense.tiles.is_empty() && dense.chunks.is_empty() && dense.beyond.is_empty() {
+                self.dense = None;
+            }
+        }
+    }
+
+    /// Bytes allocated beyond the state itself; of tiles and chunks as of the last [`State::account`].
+    #[inline]
+    pub fn bytes(&self) -> usize {
+        8 * self.rows.capacity() + self.dense.as_ref().map_or(0, |dense| dense.bytes)
+    }
+
+    /// Counts the bytes of tiles and chunks.
+    pub fn account(&mut self) {
+        if let Some(dense) = &mut self.dense {
+            dense.bytes = dense.count_bytes();
+        }
+    }
+
+    /// What a checkpoint has to keep.
+    pub fn parts(&self) -> Parts<'_> {
+        let dense = self.dense.as_deref();
+        Parts {
+            rows: &self.rows,
+            chunks: ChunkRows(dense.map_or(&[], |dense| &dense.chunks)),
+            tiles: dense.map_or(&[], |dense| &dense.tiles),
+            beyond: dense.map_or(&[], |dense| &dense.beyond),
+            merged: dense.map_or(i64::MIN, |dense| dense.merged),
+        }
+    }
+
+    /// The state of which [`State::parts`] were these, the rows of its chunks among `rows`.
+    pub fn from_parts(layout: &Layout, rows: Vec<u64>, tiles: Vec<u64>, beyond: Vec<u64>, merged: i64) -> Self {
+        let count = rows.len() / layout.row;
+        let newest = count.checked_sub(1).map_or(merged, |last| merged.max(rows[last * layout.row] as i64));
+        let dense = (!tiles.is_empty() || !beyond.is_empty() || count > FEW_ROWS).then(|| {
+            Box::new(Dense {
+                tiles,
+                beyond,
+                newest,
+                merged,
+                merge_at: (count + 1).max(FEW_ROWS),
+                active: true,
+                ..Dense::default()
+            })
+        });
+        Self { rows, dense }
+    }
+
+    /// Calls `change` with these words of every row and these lanes of every aggregate.
+    pub fn for_each_word(
+        &mut self,
+        layout: &Layout,
+        words: &[usize],
+        lanes: &[usize],
+        mut change: impl FnMut(&mut u64),
+    ) {
+        let width = layout.lanes.width();
+        visit(&mut self.rows, layout.row, 0, words, &mut change);
+        let Some(dense) = &mut self.dense else { return };
+        for chunk in &mut dense.chunks {
+            visit(&mut chunk.rows, layout.row, 0, words, &mut change);
+            visit(&mut chunk.lanes, width, 0, lanes, &mut change);
+        }
+        visit(&mut dense.tiles, layout.tile, 1, lanes, &mut change);
+        visit(&mut dense.beyond, width, 0, lanes, &mut change);
+        for window in dense.running.chunks_exact_mut(layout.window) {
+            visit(&mut window[WINDOW_HEAD..], width, 0, lanes, &mut change);
+        }
+    }
+}
+
+impl Dense {
+    /// Adds a new event to the running windows.
+    #[inline]
+    fn run(&mut self, layout: &Layout, row: &[u64]) {
+        let time = row[0] as i64;
+        for window in self.running.chunks_exact_mut(layout.window) {
+            if time > window[0] as i64 {
+                window[1] = (window[1] as i64).min(time) as u64;
+                layout.lanes.add_later(&mut window[WINDOW_HEAD..], row);
+            }
+        }
+    }
+
+    fn cursors<'a>(&'a self, layout: &'a Layout, as_of: i64) -> (&'a Self, ChunkCursor<'a>, Cursor<'a>) {
+        // Only a source that was idle and comes back with old events asks for an instant before what was merged. Its rows
+        // then cannot tell events within the shortest tile apart.
+        let tiles = if as_of < self.merged { layout.windows.finest_end(as_of) } else { i64::MAX };
+        (self, ChunkCursor::up_to(&self.chunks, layout.row, as_of), Cursor::up_to(&self.tiles, layout.tile, tiles))
+    }
+
+    /// Drops tiles that no window reaches and unites those between which none can begin.
+    fn coarsen(&mut self, layout: &Layout, limits: &Limits) {
+        let mut written = 0;
+        for read in (0..self.tiles.len()).step_by(layout.tile) {
+            let end = self.tiles[read] as i64;
+            let (kept, tile) = self.tiles.split_at_mut(read);
+            let tile = &mut tile[..layout.tile];
+            if end <= limits.oldest {
+                if layout.windows.lifetime {
+                    // In ascending order: the tile is later than all beyond, but no two events of it and beyond are equal in time.
+                    unite_beyond(layout, &mut self.beyond, &tile[1..]);
+                }
+                continue;
+            }
+            let end = layout.windows.tile_end(end, limits);
+            let last = written - if written == 0 { 0 } else { layout.tile };
+            if written > 0 && kept[last] as i64 == end {
+                layout.lanes.unite(&mut kept[last + 1..last + layout.tile], &tile[1..]);
+            } else {
+                tile[0] = end as u64;
+                self.tiles.copy_within(read..read + layout.tile, written);
+                written += layout.tile;
+            }
+        }
+        self.tiles.truncate(written);
+    }
+
+    /// Moves chunks without any event after `merge` back to the rows.
+    fn dissolve_chunks(&mut self, layout: &Layout, merge: i64, rows: &mut Vec<u64>) {
+        let old = self.chunks.iter().take_while(|chunk| chunk.last(layout.row) <= merge).count();
+        if old == 0 {
+            return;
+        }
+        let first = self.chunks[0].first();
+        let at = layout.row * count_up_to(rows, layout.row, first.saturating_sub(1));
+        let dissolved = self.chunks.drain(..old).flat_map(|chunk| chunk.rows);
+        rows.splice(at..at, dissolved);
+    }
+
+    /// Unites rows into tiles where that saves memory, and with the tiles that are there.
+    fn merge_rows(&mut self, layout: &Layout, horizon: &Horizon, rows: &mut Vec<u64>) {
+        let width = layout.row;
+        let limits = &horizon.limits;
+        let old = count_up_to(rows, width, horizon.merge);
+        let mut at = count_up_to(rows, width, horizon.merge.min(limits.oldest));
+        if layout.windows.lifetime {
+            for row in rows[..at * width].chunks_exact(width) {
+                if self.beyond.is_empty() {
+                    self.beyond.resize(layout.lanes.width(), 0);
+                    layout.lanes.clear(&mut self.beyond);
+                }
+                layout.lanes.add_later(&mut self.beyond, row);
+                self.merged = self.merged.max(row[0] as i64);
+            }
+        }
+        let mut kept = 0;
+        while at < old {
+            let time = rows[at * width] as i64;
+            let end = layout.windows.tile_end(time, limits);
+            let run = at..at
+                + rows[at * width..old * width].chunks_exact(width).take_while(|row| row[0] as i64 <= end).count();
+            let tile = match self.find_tile(layout, end) {
+                Ok(tile) => Some(tile),
+                Err(tile) if run.len() >= layout.rows_per_tile => {
+                    self.tiles.splice(tile..tile, std::iter::repeat_n(0, layout.tile));
+                    self.tiles[tile] = end as u64;
+                    layout.lanes.clear(&mut self.tiles[tile + 1..tile + layout.tile]);
+                    Some(tile)
+                }
+                Err(_) => None,
+            };
+            let words = run.start * width..run.end * width;
+            if let Some(tile) = tile {
+                let lanes = &mut self.tiles[tile + 1..tile + layout.tile];
+                rows[words].chunks_exact(width).for_each(|row| layout.lanes.add_later(lanes, row));
+                self.merged = self.merged.max(rows[(run.end - 1) * width] as i64);
+            } else {
+                rows.copy_within(words, kept * width);
+                kept += run.len();
+            }
+            at = run.end;
+        }
+        rows.drain(kept * width..old * width);
+    }
+
+    /// Finds the tile with this end, or where it has to be inserted: word index.
+    fn find_tile(&self, layout: &Layout, end: i64) -> Result<usize, usize> {
+        let before = layout.tile * count_up_to(&self.tiles, layout.tile, end.saturating_sub(1));
+        if self.tiles.get(before).is_some_and(|&found| found as i64 == end) { Ok(before) } else { Err(before) }
+    }
+
+    /// Moves rows after `merge` into chunks where there are many, all but the newest.
+    fn seal_chunks(&mut self, layout: &Layout, merge: i64, rows: &mut Vec<u64>) {
+        let width = layout.row;
+        let size = CHUNK_ROWS << (self.chunks.len() / CHUNK_ROWS).min(3);
+        let sealed_to = self.chunks.last().map_or(i64::MIN, |chunk| chunk.last(width));
+        let start = count_up_to(rows, width, merge.max(sealed_to));
+        let mut at = start;
+        while rows.len() / width - at >= 2 * size {
+            // Between two different times, so that events of the same time stay together and in order.
+            let time = rows[(at + size - 1) * width] as i64;
+            let end = count_up_to(rows, width, time);
+            if rows.len() / width - end < CHUNK_ROWS / 2 {
+                break;
+            }
+            self.chunks.push(Chunk::new(layout, rows[at * width..end * width].to_vec()));
+            at = end;
+        }
+        rows.drain(start * width..at * width);
+    }
+
+    /// Inserts an event that lies among the chunks.
+    fn insert_in_chunk(&mut self, layout: &Layout, row: &[u64]) -> bool {
+        let time = row[0] as i64;
+        let index = self.chunks.partition_point(|chunk| chunk.last(layout.row) < time);
+        if index == self.chunks.len() || time < self.chunks[0].first() {
+            return false;
+        }
+        let chunk = &mut self.chunks[index];
+        insert_sorted(&mut chunk.rows, layout.row, row);
+        layout.lanes.add_later(&mut chunk.lanes, row);
+        let rows = chunk.rows.len() / layout.row;
+        if rows >= 16 * CHUNK_ROWS {
+            let time = chunk.rows[rows / 2 * layout.row] as i64;
+            let half = layout.row * count_up_to(&chunk.rows, layout.row, time);
+            if half < chunk.rows.len() {
+                let upper = Chunk::new(layout, chunk.rows.split_off(half));
+                *chunk = Chunk::new(layout, std::mem::take(&mut chunk.rows));
+                self.chunks.insert(index + 1, upper);
+            }
+        }
+        true
+    }
+
+    fn count_bytes(&self) -> usize {
+        let chunks: usize = self.chunks.iter().map(|chunk| 8 * (chunk.rows.capacity() + chunk.lanes.len())).sum();
+        let words = self.tiles.capacity() + self.beyond.capacity() + self.running.capacity();
+        size_of::<Self>() + 8 * words + chunks + size_of::<Chunk>() * self.chunks.capacity()
+    }
+}
+
+/// Unites a tile with what lies before all windows. The tile's events are the later ones.
+fn unite_beyond(layout: &Layout, beyond: &mut Vec<u64>, tile: &[u64]) {
+    if beyond.is_empty() {
+        beyond.extend_from_slice(tile);
+    } else {
+        layout.lanes.unite(beyond, tile);
+    }
+}
+
+impl Chunk {
+    fn new(layout: &Layout, rows: Vec<u64>) -> Self {
+        let mut lanes = vec![0; layout.lanes.width()].into_boxed_slice();
+        layout.lanes.clear(&mut lanes);
+        rows.chunks_exact(layout.row).for_each(|row| layout.lanes.add_later(&mut lanes, row));
+        Self { rows, lanes }
+    }
+
+    fn first(&self) -> i64 {
+        self.rows[0] as i64
+    }
+
+    fn last(&self, width: usize) -> i64 {
+        self.rows[self.rows.len() - width] as i64
+    }
+}
+
+/// Items of a flat collection from the newest to the oldest. The first word of each is its time.
+struct Cursor<'a> {
+    items: &'a [u64],
+    width: usize,
+}
+
+impl<'a> Cursor<'a> {
+    /// Leaves out the items after `as_of`.
+    #[inline]
+    fn up_to(items: &'a [u64], width: usize, as_of: i64) -> Self {
+        if items.len() >= width && items[items.len() - width] as i64 > as_of {
+            return Self { items: &items[..width * count_up_to(items, width, as_of)], width };
+        }
+        Self { items, width }
+    }
+
+    /// The next item, if it is after `cut`.
+    #[inline]
+    fn after(&mut self, cut: i64) -> Option<&'a [u64]> {
+        let at = self.items.len().checked_sub(self.width)?;
+        let (before, item) = self.items.split_at(at);
+        if item[0] as i64 <= cut {
+            return None;
+        }
+        self.items = before;
+        Some(item)
+    }
+
+    /// Time of the next item, `i64::MIN` for none.
+    #[inline]
+    fn peek(&self) -> i64 {
+        self.items.len().checked_sub(self.width).map_or(i64::MIN, |at| self.items[at] as i64)
+    }
+}
+
+/// Chunks from the newest to the oldest, whole where a window covers them.
+struct ChunkCursor<'a> {
+    chunks: &'a [Chunk],
+    /// What is left of the chunk after `chunks`, where some of it was taken.
+    open: Cursor<'a>,
+}
+
+impl<'a> ChunkCursor<'a> {
+    fn up_to(chunks: &'a [Chunk], width: usize, as_of: i64) -> Self {
+        let whole = chunks.partition_point(|chunk| chunk.last(width) <= as_of);
+        let open = chunks.get(whole).map_or(&[][..], |chunk| &chunk.rows);
+        Self { chunks: &chunks[..whole], open: Cursor::up_to(open, width, as_of) }
+    }
+
+    fn fold(&mut self, layout: &Layout, cut: i64, sum: &mut [u64], tail: &mut i64) {
+        loop {
+            while let Some(row) = self.open.after(cut) {
+                *tail = (*tail).min(row[0] as i64);
+                layout.lanes.add_earlier(sum, row);
+            }
+            let Some((last, before)) = self.chunks.split_last() else { return };
+            if !self.open.items.is_empty() || last.last(layout.row) <= cut {
+                return;
+            }
+            self.chunks = before;
+            if last.first() > cut {
+                *tail = (*tail).min(last.first());
+                layout.lanes.unite(sum, &last.lanes);
+            } else {
+                self.open = Cursor { items: &last.rows, width: layout.row };
+            }
+        }
+    }
+
+    /// Time of the next event, `i64::MIN` for none.
+    fn peek(&self) -> i64 {
+        self.open.peek().max(self.chunks.last().map_or(i64::MIN, |chunk| chunk.last(self.open.width)))
+    }
+}
+
+/// Rows of chunks, one slice a chunk.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ChunkRows<'a>(&'a [Chunk]);
+
+impl<'a> ChunkRows<'a> {
+    pub fn iter(&self) -> impl Iterator<Item = &'a [u64]> + use<'a> {
+        self.0.iter().map(|chunk| &chunk.rows[..])
+    }
+}
+
+/// Calls `change` with the words `at` of every item, counted from `head`.
+pub(super) fn visit(items: &mut [u64], width: usize, head: usize, at: &[usize], change: &mut impl FnMut(&mut u64)) {
+    if at.is_empty() {
+        return;
+    }
+    for item in items.chunks_exact_mut(width) {
+        at.iter().for_each(|&word| change(&mut item[head + word]));
+    }
+}
+
+/// Inserts after all items that are not later.
+#[inline]
+fn insert_sorted(items: &mut Vec<u64>, width: usize, item: &[u64]) {
+    let time = item[0] as i64;
+    let old = items.len();
+    items.extend_from_slice(item);
+    if old > 0 && items[old - width] as i64 > time {
+        let at = width * count_up_to(&items[..old], width, time);
+        items[at..].rotate_right(width);
+    }
+}
+
+/// Number of items that are not after `time`.
+#[inline]
+fn count_up_to(items: &[u64], width: usize, time: i64) -> usize {
+    let (mut low, mut high) = (0, items.len() / width);
+    while low < high {
+        let middle = low.midpoint(high);
+        if items[middle * width] as i64 <= time { low = middle + 1 } else { high = middle }
+    }
+    low
+}

@@ -1,0 +1,187 @@
+//! The meaning of features, computed the slow way: all events are kept, and each value is computed from its definition.
+
+use std::collections::BTreeMap;
+
+use super::{Cell, Event, Row};
+use crate::config::plan::{DataType, Function, GroupPlan, Plan};
+
+/// An applied event: source, offset, event.
+pub(super) type Entry = (usize, i64, Event);
+
+/// Everything that was applied, in the order of application, and what was late.
+pub(super) struct Oracle<'a> {
+    plan: &'a Plan,
+    pub applied: Vec<Entry>,
+    pub late: Vec<(usize, i64)>,
+    newest: Vec<Option<i64>>,
+    waiting: Vec<Vec<(i64, Event)>>,
+}
+
+impl<'a> Oracle<'a> {
+    pub fn new(plan: &'a Plan) -> Self {
+        let sources = plan.sources.len();
+        Self {
+            plan,
+            applied: Vec::new(),
+            late: Vec::new(),
+            newest: vec![None; sources],
+            waiting: vec![Vec::new(); sources],
+        }
+    }
+
+    pub fn offer(&mut self, source: usize, first_offset: i64, events: &[Event]) {
+        self.waiting[source].extend((first_offset..).zip(events.iter().cloned()));
+    }
+
+    /// Applies what may be applied; gives the rows of the events of the asking source, and the online rows.
+    pub fn advance(&mut self, caught_up: &[bool]) -> (Vec<Row>, BTreeMap<u8, Row>) {
+        let mut rows = Vec::new();
+        let mut touched = BTreeMap::new();
+        loop {
+            let heads: Vec<Option<i64>> =
+                self.waiting.iter().map(|queue| queue.first().map(|(_, event)| event.time)).collect();
+            let Some((time, source)) =
+                heads.iter().enumerate().filter_map(|(at, head)| head.map(|head| (head, at))).min()
+            else {
+                break;
+            };
+            let settled = (0..heads.len())
+                .all(|other| other == source || caught_up[other] || heads[other].is_some_and(|head| head >= time));
+            if !settled {
+                break;
+            }
+            let (offset, event) = self.waiting[source].remove(0);
+            let bound = self.plan.sources[source].out_of_order.as_millis() as i64;
+            if self.newest[source].is_some_and(|newest| time < newest - bound) {
+                self.late.push((source, offset));
+                continue;
+            }
+            self.newest[source] = self.newest[source].max(Some(time));
+            self.applied.push((source, offset, event.clone()));
+            touched.insert(event.key, (source, offset));
+            if self.plan.score.as_ref().is_some_and(|score| score.on == source) {
+                rows.push(self.row(event.key, time, source, (source, offset)));
+            }
+        }
+        let online = touched.into_iter().map(|(key, origin)| {
+            let events = self.applied.iter().filter(|(_, _, event)| event.key == key);
+            let newest = events.map(|(_, _, event)| event.time).max().expect("it was just touched");
+            (key, self.row(key, newest, usize::MAX, origin))
+        });
+        let online = online.collect();
+        (rows, online)
+    }
+
+    /// The row of an entity as of `time`, events of that instant counting up to the source `up_to`.
+    pub fn row(&self, key: u8, time: i64, up_to: usize, origin: (usize, i64)) -> Row {
+        let seen: Vec<&Entry> = self
+            .applied
+            .iter()
+            .filter(|(source, _, event)| {
+                event.key == key && (event.time < time || event.time == time && *source <= up_to)
+            })
+            .collect();
+        let mut row: Row = BTreeMap::new();
+        row.insert("name".to_owned(), Cell::Text(format!("customer {}", key / 2)));
+        row.insert("number".to_owned(), Cell::Int(i64::from(key % 2)));
+        row.insert("event_time".to_owned(), Cell::Int(time));
+        row.insert("source".to_owned(), Cell::Text(self.plan.sources[origin.0].name.to_string()));
+        row.insert("source_topic".to_owned(), Cell::Text(self.plan.sources[origin.0].topic.to_string()));
+        row.insert("source_offset".to_owned(), Cell::Int(origin.1));
+        for group in &self.plan.groups {
+            for (function, window, column) in &group.features {
+                let cut = group.windows[*window].length_ms.map_or(i64::MIN, |length| {
+                    let tile = group.windows[*window].tile_ms;
+                    (time - length).div_euclid(tile) * tile
+                });
+                let mut events: Vec<&Entry> = seen
+                    .iter()
+                    .copied()
+                    .filter(|(source, _, event)| *source == group.source && event.time > cut && counts(group, event))
+                    .collect();
+                events.sort_by_key(|(_, offset, event)| (event.time, *offset));
+                let value =
+                    value(group, *function, time, &events.iter().map(|(_, _, event)| event).collect::<Vec<_>>());
+                row.insert(column.name.to_string(), value);
+            }
+        }
+        row
+    }
+}
+
+fn counts(group: &GroupPlan, event: &Event) -> bool {
+    let kept = match group.filter.as_deref() {
+        None => true,
+        Some("units > 2") => event.units.is_some_and(|units| units > 2),
+        Some(other) => panic!("the oracle does not know {other}"),
+    };
+    kept && match group.of.as_ref().map(|of| of.name.as_ref()) {
+        None => true,
+        Some("amount") => event.amount.is_some_and(f64::is_finite),
+        Some("kind") => event.kind.is_some(),
+        Some(_) => event.units.is_some(),
+    }
+}
+
+fn value(group: &GroupPlan, function: Function, time: i64, events: &[&Event]) -> Cell {
+    let data_type = group.of.as_ref().map(|of| of.data_type);
+    let name = group.of.as_ref().map_or("", |of| of.name.as_ref());
+    let integer = |event: &Event| match name {
+        "due" => event.units.expect("counted") * 1000,
+        "flag" => i64::from(event.units.expect("counted") > 2),
+        _ => event.units.expect("counted"),
+    };
+    let floats: Vec<f64> = events
+        .iter()
+        .map(|event| if name == "amount" { event.amount.expect("counted") } else { event.units.unwrap_or(0) as f64 })
+        .collect();
+    let count = events.len() as f64;
+    let is_float = data_type == Some(DataType::Float64);
+    match function {
+        Function::Count => Cell::Int(events.len() as i64),
+        Function::SecondsSinceLast => {
+            events.last().map_or(Cell::Null, |event| Cell::float((time - event.time) as f64 / 1000.0))
+        }
+        Function::Last => events.last().map_or(Cell::Null, |event| match name {
+            "amount" => Cell::float(event.amount.expect("counted")),
+            "kind" => Cell::Text(event.kind.expect("counted").to_owned()),
+            _ => Cell::Int(integer(event)),
+        }),
+        Function::Sum if is_float => Cell::float(floats.iter().sum::<f64>() + 0.0),
+        Function::Sum => {
+            let sum: i128 = events.iter().map(|event| i128::from(integer(event))).sum();
+            i64::try_from(sum).map_or(Cell::Null, Cell::Int)
+        }
+        _ if events.is_empty() => Cell::Null,
+        Function::Mean => Cell::float(floats.iter().sum::<f64>() / count),
+        Function::Min if is_float => Cell::float(floats.iter().copied().fold(f64::INFINITY, f64::min)),
+        Function::Max if is_float => Cell::float(floats.iter().copied().fold(f64::NEG_INFINITY, f64::max)),
+        Function::Min => Cell::Int(events.iter().map(|event| integer(event)).min().expect("not empty")),
+        Function::Max => Cell::Int(events.iter().map(|event| integer(event)).max().expect("not empty")),
+        Function::Std if events.len() < 2 => Cell::Null,
+        Function::Std => {
+            let mean = floats.iter().sum::<f64>() / count;
+            let squares: f64 = floats.iter().map(|value| (value - mean) * (value - mean)).sum();
+            Cell::float((squares / (count - 1.0)).sqrt())
+        }
+    }
+}
+
+/// Asserts that two rows are the same, floats to 1e-12 of the largest value that can be in them.
+pub(super) fn assert_same(found: &Row, expected: &Row, scale: f64) {
+    assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+    for (name, expected_cell) in expected {
+        let found_cell = &found[name];
+        let same = match (found_cell, expected_cell) {
+            (Cell::Float(found), Cell::Float(expected)) => {
+                let (found, expected) = (f64::from_bits(*found), f64::from_bits(*expected));
+                (found - expected).abs() <= 1e-12 * expected.abs().max(scale)
+            }
+            (found, expected) => found == expected,
+        };
+        assert!(
+            same,
+            "{name}: found {found_cell:?}, expected {expected_cell:?}\nfound    {found:?}\nexpected {expected:?}"
+        );
+    }
+}
