@@ -7,6 +7,8 @@ mod batcher;
 mod error;
 mod message;
 mod rows;
+#[cfg(test)]
+mod sample;
 mod scorer;
 
 pub use batcher::{BatchLimits, Batcher, CloseReason, Closed};

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod bundles;
+mod models;
 mod registry;
+mod scoring_plan;
 mod servers;
 mod stores;

@@ -178,9 +178,16 @@ def main():
     double = [helper.make_node("Cast", ["inputs"], ["probabilities"], to=TensorProto.DOUBLE)]
     double = graph(double, [("inputs", FLOAT, ["n", 3])], [("probabilities", TensorProto.DOUBLE, ["n", 3])])
     write(root, "wrong_type", impute(3), double)
-    # Says that any number of rows is welcome, and lies.
-    nodes = [helper.make_node("Reshape", ["inputs", "to"], ["r"]), helper.make_node("Gemm", ["r", "w", "b"], ["probabilities"])]
-    weights = [("to", np.array([1, 3], np.int64)), ("w", np.zeros((3, 1), np.float32)), ("b", np.float32([0.5]))]
+    # Says that any number of rows is welcome, and reshapes them to one.
+    nodes = [
+        helper.make_node("Shape", ["inputs"], ["shape"]),
+        helper.make_node("Mul", ["shape", "keep"], ["kept"]),
+        helper.make_node("Add", ["kept", "one"], ["to"]),
+        helper.make_node("Reshape", ["inputs", "to"], ["r"]),
+        helper.make_node("Gemm", ["r", "w", "b"], ["probabilities"]),
+    ]
+    weights = [("keep", np.array([0, 1], np.int64)), ("one", np.array([1, 0], np.int64))]
+    weights += [("w", np.zeros((3, 1), np.float32)), ("b", np.float32([0.5]))]
     fixed = graph(nodes, [("inputs", FLOAT, ["n", 3])], [("probabilities", FLOAT, ["n", 1])], weights)
     write(root, "wrong_batches", impute(3), fixed)
     write(root, "not_onnx", impute(3), constant(0.5))
