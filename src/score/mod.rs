@@ -1,11 +1,14 @@
 //! Scoring: feature rows become predictions, a micro-batch at a time.
 //!
 //! [`Batcher`] says when a micro-batch closes, [`Scorer`] scores it, [`PredictionEncoder`] writes the records. Where stages
-//! run apart, [`FeatureEncoder`] carry the rows between them.
+//! run apart, [`FeatureEncoder`] and [`FeatureReader`] carry the rows between them; [`PredictionReader`] is the monitor's.
 
 mod batcher;
 mod error;
+mod feature_reader;
+mod json;
 mod message;
+mod prediction_reader;
 mod rows;
 #[cfg(test)]
 mod sample;
@@ -13,7 +16,9 @@ mod scorer;
 
 pub use batcher::{BatchLimits, Batcher, CloseReason, Closed};
 pub use error::ScoreError;
+pub use feature_reader::{FeatureRead, FeatureReader};
 pub use message::{Encoded, EncodedRecord, FeatureEncoder, PredictionEncoder};
+pub use prediction_reader::{PredictionBatch, PredictionReader};
 pub use scorer::{Scorer, Scores};
 
 use indexmap::IndexMap;
