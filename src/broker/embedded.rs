@@ -33,7 +33,7 @@ use producer::EmbeddedProducer;
 const CACHE: usize = 64 << 20;
 
 /// How long opening waits for this process's own previous handle to be closed by another thread.
-const CLOSING: Duration = Duration::from_secs(5);
+const CLOSING: Duration = Duration::from_secs(1);
 
 /// Open databases of this process, by canonical path.
 static DATABASES: LazyLock<Mutex<HashMap<PathBuf, Weak<Database>>>> = LazyLock::new(Mutex::default);
@@ -172,7 +172,7 @@ impl Broker for EmbeddedBroker {
         };
         drop(state);
         let mut records = Records::new(partition.clone());
-        let more = self.log.snapshot()?.read(from.0, max, MAX_POLL_BYTES, &mut records)?;
+        let more = self.log.snapshot()?.read(from.0..end, max, MAX_POLL_BYTES, &mut records)?;
         let next = match records.next() {
             Some(next) if more => next,
             // What follows was superseded, up to the end that was known before.

@@ -87,8 +87,8 @@ impl EmbeddedConsumer {
         Ok(Poll { assigned: partitions, ..Poll::default() })
     }
 
-    /// Reads what is there, each partition its share.
-    fn take(&mut self, max: usize) -> Result<Poll, BrokerError> {
+    /// Reads what is there up to `ends`, each partition its share.
+    fn take(&mut self, max: usize, ends: &[i64]) -> Result<Poll, BrokerError> {
         let snapshot = self.log.snapshot()?;
         let count = self.owned.len();
         let mut open: Vec<usize> = (0..count).map(|i| (self.first + i) % count).collect();
@@ -106,7 +106,7 @@ impl EmbeddedConsumer {
                 if limit == before.0 || bytes == 0 {
                     break;
                 }
-                if snapshot.read(owned.next, limit, before.1 + bytes, records)? {
+                if snapshot.read(owned.next..ends[i], limit, before.1 + bytes, records)? {
                     more.push(i);
                 }
                 owned.next = records.next().map_or(owned.next, |next| next.0);
@@ -154,6 +154,7 @@ impl Consumer for EmbeddedConsumer {
                     return Err(BrokerError::Fenced { taken });
                 }
             }
+            let mut ends = Vec::with_capacity(self.owned.len());
             let mut ready = false;
             for owned in &mut self.owned {
                 let span = state.span(&owned.partition).expect("topics are never removed");
@@ -168,11 +169,12 @@ impl Consumer for EmbeddedConsumer {
                     );
                     owned.next = span.start;
                 }
+                ends.push(span.end);
                 ready |= !owned.paused && owned.next < span.end;
             }
             if ready && max > 0 {
                 drop(state);
-                return self.take(max);
+                return self.take(max, &ends);
             }
             let until = gathering.map_or(deadline, |gathering| gathering.min(deadline));
             if self.log.changed.wait_until(&mut state, until).timed_out() && clock::monotonic() >= deadline {

@@ -5,6 +5,7 @@
 //! checks its right to publish inside it, and a member that takes up a partition looks up its offset behind it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,8 +22,9 @@ use crate::runtime::clock;
 const TOPICS: TableDefinition<&str, (u32, u32, bool, Option<i64>)> = TableDefinition::new("topics");
 /// Topic number, partition, base offset → batch.
 const BATCHES: TableDefinition<(u32, u32, i64), &[u8]> = TableDefinition::new("batches");
-/// Topic number, partition → earliest offset, next offset, offset up to which superseded records have been dropped.
-const RANGES: TableDefinition<(u32, u32), (i64, i64, i64)> = TableDefinition::new("ranges");
+/// Topic number, partition → earliest offset, next offset, offset up to which superseded records have been dropped, and how
+/// many records were left then.
+const RANGES: TableDefinition<(u32, u32), (i64, i64, i64, i64)> = TableDefinition::new("ranges");
 /// Group, topic, partition → next offset to read.
 const OFFSETS: TableDefinition<(&str, &str, u32), i64> = TableDefinition::new("offsets");
 /// Transactional id → epoch of its newest producer.
@@ -75,8 +77,10 @@ pub(super) struct Span {
     pub(super) start: i64,
     /// Next offset.
     pub(super) end: i64,
-    /// Superseded records before this offset are gone.
+    /// Superseded records before this offset are gone …
     clean: i64,
+    /// … and this many are left of them.
+    left: i64,
 }
 
 impl State {
@@ -140,11 +144,7 @@ impl Log {
             for topic in txn.open_table(TOPICS)?.iter()? {
                 let (name, topic) = topic?;
                 let (number, partitions, compacted, retention_ms) = topic.value();
-                let spans = (0..partitions).map(|p| {
-                    let span = ranges.get((number, p))?.map_or((0, 0, 0), |v| v.value());
-                    Ok(Span { start: span.0, end: span.1, clean: span.2 })
-                });
-                let ranges = spans.collect::<Result<_, redb::Error>>()?;
+                let ranges = (0..partitions).map(|p| span_in(&ranges, number, p)).collect::<Result<_, _>>()?;
                 let settings = TopicSettings { partitions, compacted, retention_ms };
                 state.topics.insert(name.value().into(), Topic { number, settings, ranges });
             }
@@ -196,7 +196,7 @@ impl Log {
             Ok(Some(number))
         })?;
         if let Some(number) = created {
-            let ranges = vec![Span { start: 0, end: 0, clean: 0 }; settings.partitions as usize];
+            let ranges = vec![Span { start: 0, end: 0, clean: 0, left: 0 }; settings.partitions as usize];
             let topic = Topic { number, settings: settings.clone(), ranges };
             self.state.lock().topics.insert(name.into(), topic);
         }
@@ -223,24 +223,13 @@ impl Log {
         commit: Option<Commit<'_>>,
     ) -> Result<(), BrokerError> {
         let ends = self.write(|txn| {
-            let mut starts = Vec::with_capacity(batches.len());
-            {
-                let state = self.state.lock();
-                check(&state, right, commit)?;
-                for records in batches {
-                    let span = state.span(&records.partition);
-                    let topic = state.topics.get(&records.partition.topic);
-                    let (Some(span), Some(topic)) = (span, topic) else {
-                        return Err(Stop::Refused(self.no_such_topic(&records.partition.topic)));
-                    };
-                    starts.push((topic.number, span));
-                }
-            }
+            check(&self.state.lock(), right, commit)?;
             let mut table = txn.open_table(BATCHES)?;
             let mut ranges = txn.open_table(RANGES)?;
             let mut ends = Vec::with_capacity(batches.len());
-            for (records, (number, span)) in batches.iter().zip(starts) {
-                let partition = unsigned(records.partition.partition);
+            for records in batches {
+                let (number, partition) = self.key_of(&records.partition)?;
+                let span = span_in(&ranges, number, partition)?;
                 for rows in chunks(records) {
                     let base = span.end + i64::try_from(rows.start).expect("a count of rows fits");
                     table.insert(
@@ -249,7 +238,7 @@ impl Log {
                     )?;
                 }
                 let end = span.end + signed(records.len());
-                ranges.insert((number, partition), (span.start, end, span.clean))?;
+                ranges.insert((number, partition), (span.start, end, span.clean, span.left))?;
                 ends.push(end);
             }
             if let Some(commit) = commit {
@@ -263,7 +252,9 @@ impl Log {
         let mut state = self.state.lock();
         for (records, end) in batches.iter().zip(ends) {
             let topic = state.topics.get_mut(&records.partition.topic).expect("topics are never removed");
-            topic.ranges[unsigned(records.partition.partition) as usize].end = end;
+            let span = &mut topic.ranges[unsigned(records.partition.partition) as usize];
+            // A later append may have told its end already.
+            span.end = span.end.max(end);
         }
         drop(state);
         self.changed.notify_all();
@@ -295,43 +286,46 @@ impl Log {
 
     /// Drops what has expired or was superseded, where enough has come together.
     fn tidy(&self) -> Result<(), BrokerError> {
-        let now = clock::monotonic();
+        let (now, now_ms) = (clock::monotonic(), clock::now_ms());
         let (expiring, unclean) = {
             let mut state = self.state.lock();
             let due = state.expired_at.is_none_or(|last| now.duration_since(last) >= EXPIRE_EVERY);
             if due {
                 state.expired_at = Some(now);
             }
-            let partitions = |wanted: &dyn Fn(&Topic, &Span) -> bool| -> Vec<TopicPartition> {
-                let topics = state.topics.iter();
-                let all = topics.flat_map(|(name, t)| t.ranges.iter().enumerate().map(move |(p, s)| (name, t, p, s)));
-                all.filter(|(_, topic, _, span)| wanted(topic, span))
-                    .map(|(name, _, p, _)| TopicPartition::new(name.clone(), i32::try_from(p).expect("few partitions")))
-                    .collect()
-            };
-            (
-                if due { partitions(&|t, s| t.settings.retention_ms.is_some() && s.start < s.end) } else { Vec::new() },
-                partitions(&|t, s| t.settings.compacted && s.end - s.clean >= CLEAN_AFTER.max(s.clean - s.start)),
-            )
+            let (mut expiring, mut unclean) = (Vec::new(), Vec::new());
+            for (name, topic) in &state.topics {
+                for (number, span) in topic.ranges.iter().enumerate() {
+                    let partition =
+                        || TopicPartition::new(name.clone(), i32::try_from(number).expect("few partitions"));
+                    if let Some(kept) = topic.settings.retention_ms.filter(|_| due && span.start < span.end) {
+                        expiring.push((partition(), now_ms - kept));
+                    }
+                    if topic.settings.compacted && span.end - span.clean >= CLEAN_AFTER.max(span.left) {
+                        unclean.push(partition());
+                    }
+                }
+            }
+            (expiring, unclean)
         };
-        for partition in &expiring {
-            self.expire(partition, clock::now_ms())?;
+        for (partition, oldest) in &expiring {
+            self.expire(partition, *oldest)?;
         }
         for partition in &unclean {
-            self.clean(partition, clock::now_ms())?;
+            self.clean(partition, now_ms)?;
         }
         Ok(())
     }
 
-    /// Drops the oldest batches of which no record is within the topic's retention.
-    fn expire(&self, partition: &TopicPartition, now_ms: i64) -> Result<(), BrokerError> {
+    /// Drops the oldest batches of which no record has a timestamp of `oldest` or later.
+    fn expire(&self, partition: &TopicPartition, oldest: i64) -> Result<(), BrokerError> {
         let start = self.write(|txn| {
-            let (topic, span) = self.topic_of(partition)?;
-            let oldest = now_ms - topic.settings.retention_ms.unwrap_or(now_ms);
-            let number = unsigned(partition.partition);
+            let (topic, number) = self.key_of(partition)?;
+            let mut ranges = txn.open_table(RANGES)?;
+            let span = span_in(&ranges, topic, number)?;
             let mut batches = txn.open_table(BATCHES)?;
             let (mut start, mut gone) = (span.end, Vec::new());
-            for batch in batches.range((topic.number, number, i64::MIN)..=(topic.number, number, i64::MAX))? {
+            for batch in batches.range((topic, number, i64::MIN)..=(topic, number, i64::MAX))? {
                 let (key, batch) = batch?;
                 if codec::newest_timestamp(batch.value())? >= oldest {
                     start = key.value().2;
@@ -342,7 +336,7 @@ impl Log {
             for key in gone {
                 batches.remove(key)?;
             }
-            txn.open_table(RANGES)?.insert((topic.number, number), (start, span.end, span.clean))?;
+            ranges.insert((topic, number), (start, span.end, span.clean, span.left))?;
             Ok(start)
         })?;
         self.change_span(partition, |span| span.start = start);
@@ -350,11 +344,12 @@ impl Log {
     }
 
     /// Drops records that a newer one of the same key supersedes, and old tombstones. Offsets stay as they are.
-    pub(super) fn clean(&self, partition: &TopicPartition, now_ms: i64) -> Result<(), BrokerError> {
-        let end = self.write(|txn| {
-            let (topic, span) = self.topic_of(partition)?;
-            let number = unsigned(partition.partition);
-            let all = (topic.number, number, i64::MIN)..=(topic.number, number, i64::MAX);
+    fn clean(&self, partition: &TopicPartition, now_ms: i64) -> Result<(), BrokerError> {
+        let (end, left) = self.write(|txn| {
+            let (topic, number) = self.key_of(partition)?;
+            let mut ranges = txn.open_table(RANGES)?;
+            let span = span_in(&ranges, topic, number)?;
+            let all = (topic, number, i64::MIN)..=(topic, number, i64::MAX);
             let mut batches = txn.open_table(BATCHES)?;
             let decoded = |key: (u32, u32, i64), batch: &[u8]| -> Result<Records, Damaged> {
                 let mut records = Records::new(partition.clone());
@@ -369,7 +364,7 @@ impl Log {
                     newest.insert(records.keys.get(row).unwrap_or_default().to_vec(), records.offsets[row]);
                 }
             }
-            let mut changed = Vec::new();
+            let (mut changed, mut left) = (Vec::new(), 0);
             for batch in batches.range(all)? {
                 let (key, batch) = batch?;
                 let records = decoded(key.value(), batch.value())?;
@@ -381,6 +376,7 @@ impl Log {
                         && offset + 1 != span.end;
                     !superseded && !forgotten
                 });
+                left += signed(kept.len());
                 if kept.len() != records.len() {
                     changed.push((key.value(), kept));
                 }
@@ -391,18 +387,19 @@ impl Log {
                     batches.insert(key, &*codec::encode(&kept, 0..kept.len(), key.2))?;
                 }
             }
-            txn.open_table(RANGES)?.insert((topic.number, number), (span.start, span.end, span.end))?;
-            Ok(span.end)
+            ranges.insert((topic, number), (span.start, span.end, span.end, left))?;
+            Ok((span.end, left))
         })?;
-        self.change_span(partition, |span| span.clean = end);
+        self.change_span(partition, |span| (span.clean, span.left) = (end, left));
         Ok(())
     }
 
-    fn topic_of(&self, partition: &TopicPartition) -> Result<(Topic, Span), Stop> {
+    /// Topic number and partition, as the tables' keys have them.
+    fn key_of(&self, partition: &TopicPartition) -> Result<(u32, u32), Stop> {
         let state = self.state.lock();
-        let span = state.span(partition);
-        let topic = state.topics.get(&partition.topic).cloned();
-        topic.zip(span).ok_or_else(|| Stop::Refused(self.no_such_topic(&partition.topic)))
+        let topic = state.topics.get(&partition.topic).filter(|_| state.span(partition).is_some());
+        let number = topic.ok_or_else(|| Stop::Refused(self.no_such_topic(&partition.topic)))?.number;
+        Ok((number, unsigned(partition.partition)))
     }
 
     fn change_span(&self, partition: &TopicPartition, change: impl FnOnce(&mut Span)) {
@@ -413,9 +410,15 @@ impl Log {
 }
 
 impl Snapshot<'_> {
-    /// Appends committed records from `from` on to `out`, until it holds `max` rows or `max_bytes` bytes. Returns true where
-    /// records are left.
-    pub(super) fn read(&self, from: i64, max: usize, max_bytes: usize, out: &mut Records) -> Result<bool, BrokerError> {
+    /// Appends committed records with offsets in `span` to `out`, until it holds `max` rows or `max_bytes` bytes. Returns true
+    /// where records are left. The span's end is one that the state has told: the file may be ahead of it.
+    pub(super) fn read(
+        &self,
+        span: Range<i64>,
+        max: usize,
+        max_bytes: usize,
+        out: &mut Records,
+    ) -> Result<bool, BrokerError> {
         let number = {
             let state = self.log.state.lock();
             let topic = state.topics.get(&out.partition.topic);
@@ -424,11 +427,11 @@ impl Snapshot<'_> {
         let mut read = || -> Result<bool, Stop> {
             let partition = unsigned(out.partition.partition);
             let all = (number, partition, i64::MIN);
-            let first = self.batches.range(all..=(number, partition, from))?.next_back();
-            let first = first.transpose()?.map_or(from, |(key, _)| key.value().2);
-            for batch in self.batches.range((number, partition, first)..=(number, partition, i64::MAX))? {
+            let first = self.batches.range(all..=(number, partition, span.start))?.next_back();
+            let first = first.transpose()?.map_or(span.start, |(key, _)| key.value().2);
+            for batch in self.batches.range((number, partition, first)..(number, partition, span.end))? {
                 let (key, batch) = batch?;
-                if out.len() >= max || codec::decode(batch.value(), key.value().2, from, max, max_bytes, out)? {
+                if out.len() >= max || codec::decode(batch.value(), key.value().2, span.start, max, max_bytes, out)? {
                     return Ok(true);
                 }
             }
@@ -459,6 +462,16 @@ impl From<Damaged> for redb::Error {
     }
 }
 
+/// What a partition holds, by the file: the state may be behind it while another thread's append returns.
+fn span_in(
+    ranges: &impl ReadableTable<(u32, u32), (i64, i64, i64, i64)>,
+    topic: u32,
+    partition: u32,
+) -> Result<Span, redb::Error> {
+    let (start, end, clean, left) = ranges.get((topic, partition))?.map_or((0, 0, 0, 0), |v| v.value());
+    Ok(Span { start, end, clean, left })
+}
+
 fn check(state: &State, right: Right<'_>, commit: Option<Commit<'_>>) -> Result<(), Stop> {
     if let Right::Producer(id, epoch) = right
         && state.epochs.get(id) != Some(&epoch)
@@ -474,7 +487,7 @@ fn check(state: &State, right: Right<'_>, commit: Option<Commit<'_>>) -> Result<
 }
 
 /// Cuts records into batches.
-fn chunks(records: &Records) -> impl Iterator<Item = std::ops::Range<usize>> {
+fn chunks(records: &Records) -> impl Iterator<Item = Range<usize>> {
     let mut next = 0;
     std::iter::from_fn(move || {
         let start = next;
