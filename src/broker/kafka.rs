@@ -41,7 +41,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const GLANCE: Duration = Duration::from_millis(500);
 
 /// What keeps the guarantees: properties from `pipeline.toml` do not override these.
-const PROTECTED: &[&str] = &[
+pub(crate) const PROTECTED: &[&str] = &[
     "auto.offset.reset",
     "bootstrap.servers",
     "delivery.report.only.error",

@@ -36,7 +36,7 @@ pub fn suggestion<'a>(word: &str, kind: &str, candidates: impl IntoIterator<Item
     known.dedup();
     match known.len() {
         0 => Some(format!("there are no {kind}")),
-        1..=24 => Some(format!("{kind}: {}", known.join(", "))),
+        1..=12 => Some(format!("{kind}: {}", known.join(", "))),
         _ => None,
     }
 }

@@ -73,6 +73,12 @@ pub enum BrokerPlan {
 #[serde(transparent)]
 pub struct Secret(pub String);
 
+impl serde::Serialize for Secret {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("***")
+    }
+}
+
 impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("***")
@@ -121,7 +127,7 @@ pub struct RegistryPlan {
 }
 
 /// Types that keys, fields and features have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DataType {
     /// 64-bit signed.
@@ -256,6 +262,22 @@ pub enum Function {
     SecondsSinceLast,
 }
 
+impl Function {
+    /// The name as written: the middle of the features' names.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Count => "count",
+            Self::Sum => "sum",
+            Self::Mean => "mean",
+            Self::Min => "min",
+            Self::Max => "max",
+            Self::Std => "std",
+            Self::Last => "last",
+            Self::SecondsSinceLast => "seconds_since_last",
+        }
+    }
+}
+
 /// One window of a feature group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WindowPlan {
@@ -369,6 +391,8 @@ pub struct MonitorPlan {
     pub window: MonitorWindow,
     /// Features to watch; the default is all of the model's. The prediction is always watched.
     pub features: Vec<String>,
+    /// Predictions of so much event time after the first one are not judged: long windows are still filling up.
+    pub warm_up: Duration,
     /// False-alarm budget: probability that a run of `horizon_windows` windows without drift raises any alarm.
     pub alpha: f64,
     /// Number of windows the budget is meant for.

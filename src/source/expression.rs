@@ -81,7 +81,7 @@ pub enum EvaluationError {
         reason: String,
     },
     /// Only a condition can filter.
-    #[error("expression `{sql}` is a {data_type}, not a condition")]
+    #[error("expression `{sql}` is of type {data_type}, not a condition")]
     NotACondition {
         /// The expression.
         sql: Arc<str>,
@@ -187,7 +187,7 @@ impl Expression {
         let expression = Self::compile_all(sql, input)?;
         if expression.data_type != DataType::Boolean {
             return Err(vec![ExpressionError {
-                message: format!("a condition has to be true or false, but this is a {}", expression.data_type),
+                message: format!("a condition has to be true or false, but this is of type {}", expression.data_type),
                 help: Some("compare it with something: … > 0".into()),
                 span: 0..sql.len(),
             }]);

@@ -151,7 +151,7 @@ fn reports_every_unknown_name() {
 #[test]
 fn a_condition_has_to_be_boolean() {
     let errors = Expression::compile_condition("amount", &columns()).unwrap_err();
-    assert_eq!(errors[0].message, "a condition has to be true or false, but this is a float64");
+    assert_eq!(errors[0].message, "a condition has to be true or false, but this is of type float64");
     let amount = Expression::compile("amount", &columns()).unwrap();
     assert!(matches!(amount.as_filter(&batch(&[])), Err(EvaluationError::NotACondition { .. })));
 }

@@ -1,0 +1,53 @@
+//! The hash of a pipeline's definition: equal where the features' values are.
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::plan::{Column, Plan};
+
+/// First 16 hex digits of SHA-256 over canonical JSON of all that decides feature values: entity, sources (fields, keys,
+/// event time, lateness, SQL), feature groups and derived features. Where the log and the stores are is no part of it, nor
+/// are topics' names and formats: the same events give the same features wherever they come from.
+pub(super) fn hash(plan: &Plan) -> String {
+    // serde_json writes objects in the order given here or sorted by key, depending on its features; arrays are always
+    // in order, so that only they are used.
+    let sources: Vec<Value> = plan
+        .sources
+        .iter()
+        .map(|source| {
+            json!([
+                &*source.name,
+                columns(&source.fields),
+                source.key_fields.iter().map(|field| &**field).collect::<Vec<_>>(),
+                &*source.event_time,
+                source.event_time_unit,
+                source.out_of_order.as_nanos().to_string(),
+                source.ahead.as_nanos().to_string(),
+                source.filter,
+                source.derive.iter().map(|(c, sql)| json!([&*c.name, c.data_type, sql])).collect::<Vec<_>>(),
+            ])
+        })
+        .collect();
+    let groups: Vec<Value> = plan
+        .groups
+        .iter()
+        .map(|group| {
+            json!([
+                group.name,
+                group.source,
+                group.of.as_ref().map(|c| &*c.name),
+                group.filter,
+                group.windows.iter().map(|w| json!([w.length_ms, w.tile_ms])).collect::<Vec<_>>(),
+                group.features.iter().map(|(f, w, c)| json!([f, w, &*c.name, c.data_type])).collect::<Vec<_>>(),
+            ])
+        })
+        .collect();
+    let derived: Vec<Value> =
+        plan.derived.iter().map(|d| json!([&*d.column.name, d.column.data_type, d.sql])).collect();
+    let canonical = json!([1, columns(&plan.entity.keys), sources, groups, derived]).to_string();
+    hex::encode(&Sha256::digest(canonical.as_bytes())[..8])
+}
+
+fn columns(columns: &[Column]) -> Vec<Value> {
+    columns.iter().map(|c| json!([&*c.name, c.data_type])).collect()
+}

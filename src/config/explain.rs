@@ -1,0 +1,196 @@
+//! The plan in words, for `driftline check`.
+
+use std::fmt::Write as _;
+
+use super::plan::{BrokerPlan, Format, GroupPlan, MonitorWindow, OnlinePlan, Plan, WindowPlan};
+use super::units::{label, label_bytes, label_ms};
+use crate::window::state_bytes;
+
+impl Plan {
+    /// Describes the plan for a person: where things are, sources, windows and their tiles, features, state, topics, and
+    /// what is watched and retrained. Shows no secrets.
+    pub fn explain(&self) -> String {
+        let mut out = format!("pipeline {} (definition {})\n", self.name, self.definition);
+        self.explain_places(&mut out);
+        self.explain_sources(&mut out);
+        self.explain_features(&mut out);
+        self.explain_topics(&mut out);
+        self.explain_model(&mut out);
+        out
+    }
+
+    fn explain_places(&self, out: &mut String) {
+        let log = match &self.broker {
+            BrokerPlan::Kafka { brokers, schema_registry, partitions, .. } => {
+                let registry = schema_registry.as_deref().map(|r| format!(", schemas at {r}")).unwrap_or_default();
+                format!("Kafka at {brokers}{registry}; new topics get {partitions} partitions")
+            }
+            BrokerPlan::Embedded { path, partitions } => {
+                format!("embedded in {}; new topics get {partitions} partitions", path.display())
+            }
+        };
+        let online = match &self.online {
+            OnlinePlan::Redis { project, ttl, .. } => {
+                let ttl = ttl.map_or("kept for good".to_owned(), |ttl| format!("expire after {}", label(ttl)));
+                format!("Redis, Feast project {project}; rows {ttl}")
+            }
+            OnlinePlan::Embedded { path, project } => {
+                format!("embedded in {}, Feast project {project}", path.display())
+            }
+        };
+        let offline = format!(
+            "{}/{}; a checkpoint every {} or {} rows",
+            self.offline.url.trim_end_matches('/'),
+            self.name,
+            label(self.offline.checkpoint_interval),
+            self.offline.checkpoint_rows
+        );
+        for (what, place) in
+            [("log", &log), ("online", &online), ("offline", &offline), ("registry", &self.registry.url)]
+        {
+            let _ = writeln!(out, "  {what:<9} {place}");
+        }
+    }
+
+    fn explain_sources(&self, out: &mut String) {
+        let keys: Vec<String> =
+            self.entity.keys.iter().map(|key| format!("{} ({})", key.name, key.data_type)).collect();
+        let _ = writeln!(out, "\nentity {} by {}\n\nsources", self.entity.name, keys.join(", "));
+        for source in &self.sources {
+            let format = match source.format {
+                Format::Json => "JSON",
+                Format::Avro { .. } => "Avro",
+            };
+            let fields: Vec<&str> = source.fields.iter().map(|field| &*field.name).collect();
+            let _ = writeln!(out, "  {}: topic {}, {format}; uses {}", source.name, source.topic, fields.join(", "));
+            let _ = writeln!(
+                out,
+                "    event time {}; up to {} out of order, {} ahead; idle after {}",
+                source.event_time,
+                label(source.out_of_order),
+                label(source.ahead),
+                label(source.idle_after)
+            );
+            if let Some(filter) = &source.filter {
+                let _ = writeln!(out, "    where {filter}");
+            }
+            for (column, sql) in &source.derive {
+                let _ = writeln!(out, "    {} = {sql} ({})", column.name, column.data_type);
+            }
+        }
+    }
+
+    fn explain_features(&self, out: &mut String) {
+        let _ = writeln!(out, "\n{}", count(self.feature_columns().len(), "feature"));
+        for group in &self.groups {
+            self.explain_group(group, out);
+        }
+        for derived in &self.derived {
+            let _ = writeln!(out, "  {} = {} ({})", derived.column.name, derived.sql, derived.column.data_type);
+        }
+        // What cannot be estimated cannot run either, and whatever runs it says why.
+        if let Ok(state) = state_bytes(self) {
+            let _ = writeln!(
+                out,
+                "\nstate of one {}: {} with one event in each source, at most {} with events in every tile",
+                self.entity.name,
+                label_bytes(state.least),
+                label_bytes(state.most)
+            );
+        }
+    }
+
+    fn explain_group(&self, group: &GroupPlan, out: &mut String) {
+        let of = group.of.as_ref().map_or("events".to_owned(), |column| format!("`{}`", column.name));
+        let filter = group.filter.as_ref().map(|filter| format!(" where {filter}")).unwrap_or_default();
+        let _ = writeln!(out, "  {}: {of} of {}{filter}", group.name, self.sources[group.source].name);
+        for (index, window) in group.windows.iter().enumerate() {
+            let names: Vec<&str> =
+                group.features.iter().filter(|(_, w, _)| *w == index).map(|(_, _, column)| &*column.name).collect();
+            let _ = writeln!(out, "    {:<9} {}", window.label, names.join(", "));
+            if let Some(tiles) = tiles(window) {
+                let _ = writeln!(out, "    {:<9} {tiles}", "");
+            }
+        }
+    }
+
+    fn explain_topics(&self, out: &mut String) {
+        let reads: Vec<&str> =
+            self.sources.iter().map(|s| &*s.topic).chain(self.labels.iter().map(|l| &*l.topic)).collect();
+        let mut writes = Vec::new();
+        if let Some(score) = &self.score {
+            writes.extend([score.topic.to_string(), self.features_topic()]);
+        }
+        if let Some(monitor) = &self.monitor {
+            writes.extend([monitor.topic.to_string(), monitor.state_topic.to_string()]);
+        }
+        if let Some(retraining) = &self.retraining {
+            writes.extend([retraining.topic.to_string(), retraining.audit_topic.to_string()]);
+        }
+        writes.push(self.dead_letter_topic());
+        let _ = writeln!(out, "\ntopics\n  reads  {}\n  writes {}", reads.join(", "), writes.join(", "));
+    }
+
+    fn explain_model(&self, out: &mut String) {
+        let _ = writeln!(out, "\nstages");
+        let _ = writeln!(out, "  features: every event updates the online store; checkpoints go to the offline store");
+        if let Some(score) = &self.score {
+            let _ = writeln!(
+                out,
+                "  score: events of {} ask model {} ({}) for a prediction from {}; batches close at {} rows, {} or {}; {}",
+                self.sources[score.on].name,
+                score.model,
+                score.alias,
+                count(score.features.len(), "feature"),
+                score.batch_rows,
+                label_bytes(score.batch_bytes),
+                label(score.batch_wait),
+                match score.delivery {
+                    super::plan::Delivery::ExactlyOnce => "exactly once",
+                    super::plan::Delivery::AtLeastOnce => "at least once",
+                }
+            );
+        }
+        if let Some(monitor) = &self.monitor {
+            let window = match monitor.window {
+                MonitorWindow::Rows(rows) => format!("{rows} predictions"),
+                MonitorWindow::Time(time) => format!("{} of event time", label(time)),
+            };
+            let _ = writeln!(
+                out,
+                "  drift: looks at {} and the prediction every {window}; in {} windows without a shift beyond PSI {} it \
+                 raises a false alarm with probability {} at most",
+                count(monitor.features.len(), "feature"),
+                monitor.horizon_windows,
+                monitor.tolerance,
+                monitor.alpha
+            );
+        }
+        if let Some(retraining) = &self.retraining {
+            let gates = &retraining.gates;
+            let _ = writeln!(
+                out,
+                "  retrain: when {}, at most every {}; runs `{}` on the last {} once {} new labels are there; promotes a \
+                 model whose {} is better by {} or more",
+                retraining.when,
+                label(retraining.cooldown),
+                retraining.command.join(" "),
+                label(retraining.lookback),
+                retraining.fresh_labels,
+                gates.metric,
+                gates.min_gain
+            );
+        }
+    }
+}
+
+/// How a window's tail moves: `tiles of 12h: the tail moves by 1.7 % of the window`.
+fn tiles(window: &WindowPlan) -> Option<String> {
+    let length = window.length_ms?;
+    let share = 100.0 * window.tile_ms as f64 / length as f64;
+    Some(format!("in tiles of {}: the tail moves by {share:.1} % of the window", label_ms(window.tile_ms)))
+}
+
+fn count(number: usize, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}

@@ -1,0 +1,90 @@
+//! The fields of an Avro schema file, as columns.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::faults::Fault;
+use super::plan::Column;
+use crate::source::avro::AvroSchema;
+
+/// What a schema file says about the records.
+#[derive(Debug, Clone)]
+pub(super) struct SchemaFile {
+    /// The schema, as JSON text.
+    pub(super) text: String,
+    /// The fields that can be columns, in the schema's order.
+    pub(super) columns: Vec<Column>,
+    /// The other fields, and why they cannot.
+    pub(super) unusable: Vec<(String, String)>,
+}
+
+/// Why a schema file is of no use.
+#[derive(Debug)]
+pub(super) enum SchemaFileError {
+    /// To be reported where the pipeline names the file.
+    Here(String, Option<String>),
+    /// In the schema file itself.
+    There(Fault),
+}
+
+impl SchemaFile {
+    /// Reads a file; `shown` is its name in messages.
+    pub(super) fn read(path: &Path, shown: &str) -> Result<Self, SchemaFileError> {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            let help = "the path is relative to the folder of pipeline.toml";
+            SchemaFileError::Here(format!("schema file {shown} cannot be read: {error}"), Some(help.into()))
+        })?;
+        if let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(&text) {
+            let line_start: usize = text.split_inclusive('\n').take(error.line().saturating_sub(1)).map(str::len).sum();
+            let at = line_start + error.column().saturating_sub(1);
+            let message = error.to_string();
+            let message = message.split(" at line ").next().unwrap_or_default();
+            return Err(SchemaFileError::There(Fault::at(
+                shown,
+                &text,
+                at..at + 1,
+                format!("not JSON: {message}"),
+                None,
+            )));
+        }
+        Self::parse(text).map_err(|message| {
+            let at = 0..0;
+            SchemaFileError::There(Fault { source: String::new(), ..Fault::at(shown, "", at, message, None) })
+        })
+    }
+
+    fn parse(text: String) -> Result<Self, String> {
+        let schema = AvroSchema::parse(&text).map_err(|error| error.to_string())?;
+        let columns: Vec<Column> = schema
+            .fields()
+            .into_iter()
+            .map(|field| Column { name: field.name.into(), data_type: field.data_type })
+            .collect();
+        let json: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+        let Some(fields) = json.get("fields").and_then(Value::as_array) else {
+            return Err("the schema is not a record: its fields are the source's columns".into());
+        };
+        let unusable = fields
+            .iter()
+            .filter_map(|field| Some((field.get("name")?.as_str()?, field.get("type")?)))
+            .filter(|(name, _)| !columns.iter().any(|c| *c.name == **name))
+            .map(|(name, kind)| (name.to_owned(), format!("is {}, which cannot be a column", describe(kind))))
+            .collect();
+        Ok(Self { text, columns, unusable })
+    }
+}
+
+/// What a field without a column is, in words.
+fn describe(kind: &Value) -> String {
+    match kind {
+        Value::String(word) if word == "null" => "always null".into(),
+        Value::String(word) => format!("of Avro type {word}"),
+        Value::Array(_) => "a union of several types".into(),
+        _ => match kind.get("type").and_then(Value::as_str) {
+            Some(word @ ("map" | "record")) => format!("a {word}"),
+            Some("array") => "an array".into(),
+            _ => "of a type".into(),
+        },
+    }
+}

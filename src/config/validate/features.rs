@@ -1,0 +1,348 @@
+//! Feature groups and derived features: names, functions, windows, tiles, SQL over the feature row.
+
+use std::collections::{BTreeSet, HashMap};
+
+use super::entity::ROW_COLUMNS;
+use super::sources::Draft;
+use super::{column, identifier, number_of, reference, sql, tiles, unit};
+use crate::config::document::{Collector, Site};
+use crate::config::plan::{Column, DataType, DerivedPlan, EntityPlan, Function, GroupPlan, Plan, WindowPlan};
+use crate::config::spec::{GroupSpec, Spec};
+use crate::config::{names, units};
+use crate::source::expression::Expression;
+use crate::store::feast;
+
+/// Name of the prediction among the columns that the monitor watches.
+const SCORE: &str = "score";
+
+/// The features, and what is not known of them for other faults.
+pub(super) struct Features {
+    pub(super) groups: Vec<GroupPlan>,
+    pub(super) derived: Vec<DerivedPlan>,
+    /// All columns so far, in order.
+    columns: Vec<Column>,
+    /// Groups some of whose features are unknown.
+    broken_groups: Vec<String>,
+    /// Derived features whose type is unknown.
+    broken_derived: BTreeSet<String>,
+}
+
+impl Features {
+    /// All features, in order.
+    pub(super) fn columns(&self) -> &[Column] {
+        &self.columns
+    }
+
+    /// True where the feature would perhaps exist if another fault were not there.
+    pub(super) fn may_exist(&self, name: &str) -> bool {
+        self.broken_derived.contains(name)
+            || self
+                .broken_groups
+                .iter()
+                .any(|group| name.strip_prefix(group.as_str()).is_some_and(|n| n.starts_with('_')))
+    }
+
+    /// Finds a feature, or reports that there is none.
+    pub(super) fn find(&self, name: &str, site: &Site<'_>, faults: &mut Collector) -> Option<&Column> {
+        let found = self.columns.iter().find(|c| *c.name == *name);
+        if found.is_none() && !self.may_exist(name) {
+            let known = self.columns.iter().map(|c| &*c.name);
+            faults.report(
+                &site.value(),
+                format!("unknown feature `{name}`"),
+                names::suggestion(name, "features", known),
+            );
+        }
+        found
+    }
+}
+
+pub(super) fn features(
+    spec: &Spec,
+    root: &Site<'_>,
+    entity: Option<&EntityPlan>,
+    sources: &mut [Draft<'_>],
+    faults: &mut Collector,
+) -> Features {
+    let site = root.get("features");
+    if spec.features.is_empty() {
+        let help = "aggregate a source: [features.spend] with source, of, functions and windows";
+        faults.report(&site.key(), "there is no feature group", Some(help.into()));
+    }
+    let mut taken: HashMap<String, String> = HashMap::new();
+    taken.extend(ROW_COLUMNS.iter().map(|name| ((*name).to_owned(), "a column of feature rows".to_owned())));
+    taken.extend(entity.iter().flat_map(|e| &e.keys).map(|key| (key.name.to_string(), "a join key".to_owned())));
+    taken.insert(SCORE.to_owned(), "the monitor's name for the prediction".to_owned());
+
+    let mut features = Features {
+        groups: Vec::new(),
+        derived: Vec::new(),
+        columns: Vec::new(),
+        broken_groups: Vec::new(),
+        broken_derived: BTreeSet::new(),
+    };
+    for (name, group) in &spec.features {
+        let site = site.get(name);
+        let before = faults.count();
+        identifier(name, "feature group", &site.key(), faults);
+        if name == feast::DERIVED_VIEW {
+            faults.report(&site.key(), format!("`{name}` is the name of the derived features' own group"), None);
+        }
+        let plan = group_plan(name, group, &site, sources, faults);
+        let complete = plan.as_ref().is_some_and(|plan| plan.of.is_some() == group.of.is_some());
+        if faults.count() > before || site.has_fault() || !complete {
+            features.broken_groups.push(name.clone());
+        }
+        let Some(plan) = plan else { continue };
+        for (_, _, column) in &plan.features {
+            if let Some(what) = taken.insert(column.name.to_string(), format!("a feature of group `{name}`")) {
+                faults.report(&site.key(), format!("feature `{}` has the name of {what}", column.name), None);
+            }
+            features.columns.push(column.clone());
+        }
+        features.groups.push(plan);
+    }
+    derived(spec, root, &mut taken, &mut features, faults);
+    features
+}
+
+fn derived(
+    spec: &Spec,
+    root: &Site<'_>,
+    taken: &mut HashMap<String, String>,
+    features: &mut Features,
+    faults: &mut Collector,
+) {
+    for (name, text) in &spec.derived {
+        let site = root.get("derived").get(name);
+        identifier(name, "feature", &site.key(), faults);
+        if let Some(what) = taken.insert(name.clone(), "another derived feature".to_owned()) {
+            faults.report(&site.key(), format!("derived feature `{name}` has the name of {what}"), None);
+        }
+        let later: Vec<(String, String)> = spec
+            .derived
+            .keys()
+            .skip_while(|other| *other != name)
+            .map(|other| (other.clone(), "is not derived yet: move it before this one".to_owned()))
+            .collect();
+        let unknown: Vec<String> = Expression::names_in(text)
+            .into_iter()
+            .filter(|used| !features.columns.iter().any(|c| *c.name == **used) && features.may_exist(used))
+            .collect();
+        let expression = if unknown.is_empty() {
+            sql(text, false, Some(&features.columns), &later, &site, faults)
+        } else {
+            // Any type will do: all that is found this way are names that surely do not exist.
+            let guessed = unknown.iter().map(|name| column(name, DataType::Float64));
+            let columns: Vec<Column> = features.columns.iter().cloned().chain(guessed).collect();
+            for error in Expression::compile_all(text, &columns).err().into_iter().flatten() {
+                if error.message.starts_with("unknown ") {
+                    faults.report(&site.text(error.span), error.message, error.help);
+                }
+            }
+            None
+        };
+        match expression {
+            Some(expression) => {
+                let column = column(name, expression.data_type());
+                features.columns.push(column.clone());
+                features.derived.push(DerivedPlan { column, sql: text.clone() });
+            }
+            None => {
+                features.broken_derived.insert(name.clone());
+            }
+        }
+    }
+}
+
+fn group_plan(
+    name: &str,
+    spec: &GroupSpec,
+    site: &Site<'_>,
+    sources: &mut [Draft<'_>],
+    faults: &mut Collector,
+) -> Option<GroupPlan> {
+    let known: Vec<String> = sources.iter().map(|source| source.name().to_owned()).collect();
+    let source = reference(&spec.source, "source", known.iter().map(String::as_str), &site.get("source"), faults);
+    let of = match (source, &spec.of) {
+        (Some(source), Some(of)) => sources[source].column(of, &site.get("of"), faults),
+        _ => None,
+    };
+    if let Some(filter) = &spec.filter {
+        let place = site.get("where");
+        let columns = source.and_then(|source| sources[source].columns());
+        let unusable = source.map(|source| sources[source].unusable().to_vec()).unwrap_or_default();
+        let compiled = sql(filter, true, columns.as_deref(), &unusable, &place, faults);
+        if let (Some(compiled), Some(source)) = (compiled, source) {
+            sources[source].uses(compiled.columns());
+        }
+    }
+    functions(spec, of.as_ref(), &site.get("functions"), faults);
+    let windows = windows(spec, site, faults);
+
+    let mut features = Vec::new();
+    let mut functions: Vec<Function> = Vec::new();
+    for function in &spec.functions {
+        if functions.contains(function) {
+            continue;
+        }
+        functions.push(*function);
+        let Some(data_type) = output_type(*function, of.as_ref().map(|c| c.data_type)) else { continue };
+        for (index, window) in windows.iter().enumerate() {
+            let feature = format!("{name}_{}_{}", function.as_str(), window.label);
+            features.push((*function, index, column(&feature, data_type)));
+        }
+    }
+    Some(GroupPlan { name: name.to_owned(), source: source?, of, filter: spec.filter.clone(), windows, features })
+}
+
+/// Type of a function's values over a column of some type, or over events; `None` where it is unknown or does not fit.
+fn output_type(function: Function, of: Option<DataType>) -> Option<DataType> {
+    match function {
+        Function::Count => Some(DataType::Int64),
+        Function::SecondsSinceLast => Some(DataType::Float64),
+        Function::Sum => of.filter(|t| is_number(*t)),
+        Function::Mean | Function::Std => of.filter(|t| is_number(*t)).map(|_| DataType::Float64),
+        Function::Min | Function::Max => of.filter(|t| is_number(*t) || *t == DataType::Timestamp),
+        Function::Last => of,
+    }
+}
+
+fn is_number(data_type: DataType) -> bool {
+    matches!(data_type, DataType::Int64 | DataType::Float64)
+}
+
+fn functions(spec: &GroupSpec, of: Option<&Column>, site: &Site<'_>, faults: &mut Collector) {
+    if spec.functions.is_empty() {
+        faults.report(&site.key(), "there is nothing to compute: `functions` is empty", None);
+    }
+    for (index, function) in spec.functions.iter().enumerate() {
+        let site = site.item(index);
+        let word = function.as_str();
+        if spec.functions[..index].contains(function) {
+            faults.report(&site.value(), format!("`{word}` is asked for twice"), None);
+        } else if spec.of.is_none() && output_type(*function, None).is_none() {
+            let help = "say which: of = \"amount\"";
+            faults.report(&site.value(), format!("`{word}` needs a column to aggregate"), Some(help.into()));
+        } else if let Some(of) = of
+            && output_type(*function, Some(of.data_type)).is_none()
+        {
+            let help = match of.data_type {
+                DataType::Boolean => Some(format!("derive a number from it first: cast({} as int)", of.name)),
+                _ => Some("count, last and seconds_since_last take any type".to_owned()),
+            };
+            faults.report(
+                &site.value(),
+                format!("there is no {word} of `{}`, which is of type {}", of.name, of.data_type),
+                help,
+            );
+        }
+    }
+}
+
+/// The windows, shortest first, with their tiles.
+fn windows(spec: &GroupSpec, site: &Site<'_>, faults: &mut Collector) -> Vec<WindowPlan> {
+    let windows_site = site.get("windows");
+    if spec.windows.is_empty() {
+        faults.report(&windows_site.key(), "there is nothing to compute: `windows` is empty", None);
+    }
+    let mut windows: Vec<WindowPlan> = Vec::new();
+    for (index, label) in spec.windows.iter().enumerate() {
+        let site = windows_site.item(index);
+        let Some(length_ms) = unit(units::window(label), &site, faults) else { continue };
+        match windows.iter().find(|window| window.length_ms == length_ms) {
+            Some(same) => {
+                let message = format!("window `{label}` is as long as `{}`", same.label);
+                faults.report(&site.value(), message, Some("leave one out".into()));
+            }
+            None => windows.push(WindowPlan { label: label.clone(), length_ms, tile_ms: 0 }),
+        }
+    }
+    windows.sort_by_key(|window| window.length_ms.unwrap_or(i64::MAX));
+
+    let tile_site = site.get("tile");
+    for label in spec.tile.keys().filter(|label| !windows.iter().any(|window| window.label == **label)) {
+        if !windows_site.has_fault() {
+            let help = names::suggestion(label, "windows", windows.iter().map(|window| window.label.as_str()));
+            faults.report(&tile_site.get(label).key(), format!("`{label}` is not one of the windows"), help);
+        }
+    }
+    let mut larger: Option<(i64, String)> = None;
+    for window in windows.iter_mut().rev() {
+        let site = tile_site.get(&window.label);
+        let written = spec.tile.get(&window.label);
+        let Some(length) = window.length_ms else {
+            if written.is_some() {
+                faults.report(&site.key(), "a lifetime has no tail, and so no tiles", None);
+            }
+            continue;
+        };
+        window.tile_ms = match written {
+            None => tiles::default_tile(length, larger.as_ref().map(|(tile, _)| *tile)),
+            Some(text) => tile(text, length, larger.as_ref(), &site, faults)
+                .unwrap_or_else(|| tiles::default_tile(length, larger.as_ref().map(|(tile, _)| *tile))),
+        };
+        let count = length / window.tile_ms;
+        if count > tiles::MAX_TILES {
+            let place = if written.is_some() { site.value() } else { windows_site.value() };
+            let help = format!("at most {}: set tile = {{ \"{}\" = \"…\" }}", tiles::MAX_TILES, window.label);
+            let message = format!(
+                "window `{}` has {}",
+                window.label,
+                number_of(usize::try_from(count).unwrap_or(usize::MAX), "tile")
+            );
+            faults.report(&place, message, Some(help));
+        }
+        larger = Some((window.tile_ms, window.label.clone()));
+    }
+    windows
+}
+
+/// A tile that was written, in milliseconds, where it keeps the rules.
+fn tile(
+    text: &str,
+    window: i64,
+    larger: Option<&(i64, String)>,
+    site: &Site<'_>,
+    faults: &mut Collector,
+) -> Option<i64> {
+    let Some(length) = unit(units::window(text), site, faults)? else {
+        faults.report(&site.value(), "a tile has a length", None);
+        return None;
+    };
+    let suggested = units::label_ms(tiles::default_tile(window, larger.map(|(tile, _)| *tile)));
+    let message = match larger {
+        _ if window % length != 0 => {
+            format!("the tile `{text}` does not divide the window `{}`", units::label_ms(window))
+        }
+        _ if !tiles::fits_days(length) => format!("the tile `{text}` neither divides a day nor is a number of days"),
+        Some((tile, label)) if tile % length != 0 => {
+            format!(
+                "the tile `{text}` does not divide the tile `{}` of the larger window `{label}`",
+                units::label_ms(*tile)
+            )
+        }
+        _ => return Some(length),
+    };
+    faults.report(&site.value(), message, Some(format!("`{suggested}` would do")));
+    None
+}
+
+/// Feast keeps features under 32-bit hashes of their names; two that collide would overwrite each other.
+pub(super) fn collisions(plan: &Plan, root: &Site<'_>, faults: &mut Collector) {
+    for collision in feast::field_collisions(&feast::views(plan)) {
+        let (view, feature) = &collision.second;
+        let site =
+            if view == feast::DERIVED_VIEW { root.get("derived").get(feature) } else { root.get("features").get(view) };
+        // The same name twice is reported as that.
+        if collision.first.1 != *feature {
+            let message =
+                format!("feature `{feature}` would share a field of the online store with `{}`", collision.first.1);
+            faults.report(
+                &site.key(),
+                message,
+                Some("rename one of the two: Feast's hash of their names is the same".into()),
+            );
+        }
+    }
+}

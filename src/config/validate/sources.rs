@@ -1,0 +1,409 @@
+//! Sources and labels: topics, schemas, keys, event time, and SQL over the record.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+
+use super::{Folders, column, duration, identifier, some_duration, sql, topic_like};
+use crate::config::document::{Collector, Site};
+use crate::config::names;
+use crate::config::plan::{Column, DataType, EntityPlan, Format, LabelsPlan, SourcePlan, TimeUnit};
+use crate::config::schema_file::{SchemaFile, SchemaFileError};
+use crate::config::spec::{FormatSpec, SourceSpec, Spec, TimeSpec};
+
+/// A source whose used fields are still being found.
+pub(super) struct Draft<'d> {
+    /// Where it is declared.
+    pub(super) site: Site<'d>,
+    /// The plan, without its fields.
+    plan: SourcePlan,
+    record: Record,
+    used: BTreeSet<Arc<str>>,
+}
+
+/// What is known of a topic's records.
+struct Record {
+    format: Format,
+    /// The declared fields; `None` where they are unknown for another fault.
+    fields: Option<Vec<Column>>,
+    /// Fields that cannot be columns, and why.
+    unusable: Vec<(String, String)>,
+}
+
+impl Draft<'_> {
+    /// Name in the file.
+    pub(super) fn name(&self) -> &str {
+        &self.plan.name
+    }
+
+    /// Fields and derived columns, for the feature groups; `None` where they are unknown for another fault.
+    pub(super) fn columns(&self) -> Option<Vec<Column>> {
+        if self.site.get("derive").has_fault() {
+            return None;
+        }
+        let derived = self.plan.derive.iter().map(|(column, _)| column.clone());
+        self.record.fields.as_ref().map(|fields| fields.iter().cloned().chain(derived).collect())
+    }
+
+    /// Fields that cannot be columns, and why.
+    pub(super) fn unusable(&self) -> &[(String, String)] {
+        &self.record.unusable
+    }
+
+    /// Finds a column for a group, or reports that there is none.
+    pub(super) fn column(&mut self, name: &str, site: &Site<'_>, faults: &mut Collector) -> Option<Column> {
+        let columns = self.columns()?;
+        let found = find(&columns, &self.record.unusable, name, self.name(), site, faults)?;
+        self.used.insert(found.name.clone());
+        Some(found)
+    }
+
+    /// Notes the columns that a group's condition uses.
+    pub(super) fn uses<'a>(&mut self, names: impl Iterator<Item = &'a Arc<str>>) {
+        self.used.extend(names.cloned());
+    }
+
+    /// The plan, with the fields that are used, in the record's order.
+    pub(super) fn finish(self) -> SourcePlan {
+        let fields = self.record.fields.unwrap_or_default();
+        SourcePlan { fields: fields.into_iter().filter(|c| self.used.contains(&c.name)).collect(), ..self.plan }
+    }
+}
+
+pub(super) fn sources<'d>(
+    spec: &Spec,
+    root: &Site<'d>,
+    entity: Option<&EntityPlan>,
+    folders: &Folders<'_>,
+    faults: &mut Collector,
+) -> Vec<Draft<'d>> {
+    let site = root.get("sources");
+    if spec.sources.is_empty() {
+        let help = "declare a topic with events: [sources.purchases]";
+        faults.report(&site.key(), "there is no source", Some(help.into()));
+    }
+    let mut topics: IndexMap<&str, &str> = IndexMap::new();
+    for output in ["predictions", "features", "drift", "retraining", "audit", "dead-letters", "monitor-state"] {
+        if let Some(name) = spec.sources.iter().find(|(_, s)| s.topic == format!("{}.{output}", spec.name)) {
+            let help = format!("driftline writes the pipeline's {output} there");
+            let place = site.get(name.0).get("topic").value();
+            faults.report(&place, format!("`{}` is one of the pipeline's own topics", name.1.topic), Some(help));
+        }
+    }
+    let mut drafts = Vec::new();
+    for (name, source) in &spec.sources {
+        let site = site.get(name);
+        match topics.get(source.topic.as_str()) {
+            Some(first) => {
+                let help = format!("source `{first}` reads it already; give that one what both need");
+                faults.report(
+                    &site.get("topic").value(),
+                    format!("topic `{}` is read twice", source.topic),
+                    Some(help),
+                );
+            }
+            None => {
+                topics.insert(&source.topic, name);
+            }
+        }
+        drafts.push(draft(name, source, site, entity, folders, faults));
+    }
+    drafts
+}
+
+fn draft<'d>(
+    name: &str,
+    spec: &SourceSpec,
+    site: Site<'d>,
+    entity: Option<&EntityPlan>,
+    folders: &Folders<'_>,
+    faults: &mut Collector,
+) -> Draft<'d> {
+    identifier(name, "source", &site.key(), faults);
+    topic_like(&spec.topic, "topic", &site.get("topic"), faults);
+    if let (Some(named), Some(entity)) = (&spec.entity, entity)
+        && *named != entity.name
+    {
+        let help = names::suggestion(named, "entities", [entity.name.as_str()]);
+        faults.report(&site.get("entity").value(), format!("unknown entity `{named}`"), help);
+    }
+    let record = record(spec.format, spec.schema.as_deref(), Some(&spec.fields), &site, folders, faults);
+    let key_fields = key_fields(&spec.key, entity, &record, name, &site, faults);
+    let (event_time, event_time_unit) = instant(&spec.event_time, &record, name, &site.get("event_time"), faults);
+
+    let fields = record.fields.as_deref();
+    let mut used: BTreeSet<Arc<str>> = key_fields.iter().cloned().chain([event_time.clone()]).collect();
+    if let Some(filter) = &spec.filter {
+        let place = site.get("where");
+        let mut unusable = record.unusable.clone();
+        let later = "is derived after the filter; a feature group's `where` can use it";
+        unusable.extend(spec.derive.keys().map(|name| (name.clone(), later.to_owned())));
+        if let Some(filter) = sql(filter, true, fields, &unusable, &place, faults) {
+            used.extend(filter.columns().cloned());
+        }
+    }
+    let mut columns = fields.map(<[Column]>::to_vec);
+    let mut derive = Vec::new();
+    for (name, text) in &spec.derive {
+        let site = site.get("derive").get(name);
+        identifier(name, "column", &site.key(), faults);
+        if columns.iter().flatten().any(|c| *c.name == **name) {
+            faults.report(&site.key(), format!("the record has a field `{name}` already"), None);
+        }
+        let compiled = sql(text, false, columns.as_deref(), &record.unusable, &site, faults);
+        match compiled {
+            Some(expression) => {
+                used.extend(expression.columns().cloned());
+                let column = column(name, expression.data_type());
+                columns.iter_mut().for_each(|columns| columns.push(column.clone()));
+                derive.push((column, text.clone()));
+            }
+            // What uses this column cannot be judged.
+            None => columns = None,
+        }
+    }
+    let complete = columns.is_some();
+    let plan = SourcePlan {
+        name: name.into(),
+        topic: spec.topic.as_str().into(),
+        format: record.format.clone(),
+        fields: Vec::new(),
+        key_fields,
+        event_time,
+        event_time_unit,
+        out_of_order: duration(&spec.out_of_order, &site.get("out_of_order"), faults),
+        ahead: duration(&spec.ahead, &site.get("ahead"), faults),
+        idle_after: some_duration(&spec.idle_after, &site.get("idle_after"), faults),
+        filter: spec.filter.clone(),
+        derive,
+    };
+    let record = if complete { record } else { Record { fields: None, ..record } };
+    Draft { site, plan, record, used }
+}
+
+pub(super) fn labels(
+    spec: &Spec,
+    root: &Site<'_>,
+    entity: Option<&EntityPlan>,
+    folders: &Folders<'_>,
+    faults: &mut Collector,
+) -> Option<LabelsPlan> {
+    let labels = spec.labels.as_ref()?;
+    let site = root.get("labels");
+    topic_like(&labels.topic, "topic", &site.get("topic"), faults);
+    let record = match labels.format {
+        // JSON names its fields here: the types are those of what they are used for.
+        FormatSpec::Json if labels.schema.is_none() => {
+            Record { format: Format::Json, fields: None, unusable: Vec::new() }
+        }
+        format => record(format, labels.schema.as_deref(), None, &site, folders, faults),
+    };
+    let key_fields = key_fields(&labels.key, entity, &record, "labels", &site, faults);
+    let as_of = instant(&labels.as_of, &record, "labels", &site.get("as_of"), faults);
+    let value_type = match &record.fields {
+        None => DataType::Float64,
+        Some(fields) => {
+            let site = site.get("value");
+            let found = find(fields, &record.unusable, &labels.value, "labels", &site, faults);
+            let data_type = found.map_or(DataType::Float64, |c| c.data_type);
+            if !matches!(data_type, DataType::Int64 | DataType::Float64 | DataType::Boolean) {
+                let message =
+                    format!("an outcome is a number or a boolean, but `{}` is of type {data_type}", labels.value);
+                faults.report(&site.value(), message, None);
+            }
+            data_type
+        }
+    };
+    let mut fields: Vec<Column> = Vec::new();
+    for (field, key) in key_fields.iter().zip(entity.map(|e| e.keys.as_slice()).unwrap_or_default()) {
+        fields.push(column(field, key.data_type));
+    }
+    let time_type = record.fields.iter().flatten().find(|c| c.name == as_of.0).map(|c| c.data_type);
+    fields.push(column(&as_of.0, time_type.unwrap_or(DataType::Timestamp)));
+    fields.push(column(&labels.value, value_type));
+    Some(LabelsPlan {
+        topic: labels.topic.as_str().into(),
+        format: record.format,
+        fields,
+        key_fields,
+        as_of,
+        value: labels.value.as_str().into(),
+        horizon: some_duration(&labels.horizon, &site.get("horizon"), faults),
+    })
+}
+
+/// Format and fields, from the schema file or the fields of the pipeline.
+fn record(
+    format: FormatSpec,
+    schema: Option<&str>,
+    fields: Option<&IndexMap<String, DataType>>,
+    site: &Site<'_>,
+    folders: &Folders<'_>,
+    faults: &mut Collector,
+) -> Record {
+    let written = fields.filter(|fields| !fields.is_empty());
+    let format_plan = |schema: String| match format {
+        FormatSpec::Avro => Format::Avro { schema },
+        FormatSpec::Json => Format::Json,
+    };
+    let unknown = Record { format: format_plan(String::new()), fields: None, unusable: Vec::new() };
+    let Some(schema) = schema else {
+        return match (format, written) {
+            (FormatSpec::Json, Some(written)) => {
+                let fields = written.iter().map(|(name, data_type)| column(name, *data_type)).collect();
+                Record { format: Format::Json, fields: Some(fields), unusable: Vec::new() }
+            }
+            (FormatSpec::Json, None) => {
+                let help = "name the fields that are used: fields = { amount = \"float64\" }, or give a schema file";
+                let table = if site.get("fields").is_given() { site.get("fields").key() } else { site.key() };
+                if !site.get("fields").has_fault() {
+                    faults.report(&table, "a JSON source needs `fields` or `schema`", Some(help.into()));
+                }
+                unknown
+            }
+            (FormatSpec::Avro, _) => {
+                let help = "name an .avsc file, from the pipeline's folder";
+                faults.report(&site.key(), "an Avro topic needs `schema`", Some(help.into()));
+                unknown
+            }
+        };
+    };
+    if written.is_some() {
+        let help = "the fields are those of the schema; leave one of the two out";
+        faults.report(&site.get("fields").key(), "`fields` and `schema` cannot both be given", Some(help.into()));
+    }
+    let schema_site = site.get("schema");
+    if schema_site.has_fault() {
+        return unknown;
+    }
+    let shown = folders.shown.join(schema);
+    match SchemaFile::read(&folders.pipeline.join(schema), &shown.display().to_string()) {
+        Ok(file) => Record { format: format_plan(file.text), fields: Some(file.columns), unusable: file.unusable },
+        Err(SchemaFileError::Here(message, help)) => {
+            faults.report(&schema_site.value(), message, help);
+            unknown
+        }
+        Err(SchemaFileError::There(fault)) => {
+            faults.push(fault);
+            unknown
+        }
+    }
+}
+
+/// Finds a field by name, or reports that there is none.
+fn find(
+    columns: &[Column],
+    unusable: &[(String, String)],
+    name: &str,
+    of: &str,
+    site: &Site<'_>,
+    faults: &mut Collector,
+) -> Option<Column> {
+    let found = columns.iter().find(|c| *c.name == *name).cloned();
+    if found.is_none() {
+        let (message, help) = match unusable.iter().find(|(field, _)| field == name) {
+            Some((_, reason)) => (format!("field `{name}` of `{of}` {reason}"), None),
+            None => {
+                let help = names::suggestion(name, "fields", columns.iter().map(|c| &*c.name));
+                (format!("`{of}` has no field `{name}`"), help)
+            }
+        };
+        faults.report(&site.value(), message, help);
+    }
+    found
+}
+
+/// The field of each of the entity's keys.
+fn key_fields(
+    written: &IndexMap<String, String>,
+    entity: Option<&EntityPlan>,
+    record: &Record,
+    of: &str,
+    site: &Site<'_>,
+    faults: &mut Collector,
+) -> Vec<Arc<str>> {
+    let Some(entity) = entity else { return Vec::new() };
+    let key_site = site.get("key");
+    for name in written.keys().filter(|name| !entity.keys.iter().any(|key| *key.name == ***name)) {
+        let help = names::suggestion(name, "join keys", entity.keys.iter().map(|key| &*key.name));
+        let message = format!("entity `{}` has no join key `{name}`", entity.name);
+        faults.report(&key_site.get(name).key(), message, help);
+    }
+    let mut fields = Vec::new();
+    for key in &entity.keys {
+        let field: &str = written.get(&*key.name).map_or(&key.name, String::as_str);
+        fields.push(field.into());
+        let Some(columns) = &record.fields else { continue };
+        let place = key_site.get(&key.name);
+        let found = if place.is_given() {
+            find(columns, &record.unusable, field, of, &place, faults)
+        } else {
+            let found = columns.iter().find(|c| *c.name == *field).cloned();
+            if found.is_none() {
+                let near = names::nearest(field, columns.iter().map(|c| &*c.name)).unwrap_or("…");
+                let help = format!("say which field it is: key = {{ {} = \"{near}\" }}", key.name);
+                let message = format!("`{of}` has no field for the join key `{}`", key.name);
+                faults.report(&site.key(), message, Some(help));
+            }
+            found
+        };
+        if let Some(found) = found
+            && found.data_type != key.data_type
+        {
+            let message = format!(
+                "join key `{}` is of type {}, but field `{field}` of `{of}` is of type {}",
+                key.name, key.data_type, found.data_type
+            );
+            let place = if place.is_given() { place.value() } else { site.key() };
+            faults.report(&place, message, Some("change the entity's key type, or the schema".into()));
+        }
+    }
+    fields
+}
+
+/// The field and unit of an instant.
+fn instant(
+    spec: &TimeSpec,
+    record: &Record,
+    of: &str,
+    site: &Site<'_>,
+    faults: &mut Collector,
+) -> (Arc<str>, TimeUnit) {
+    let name: Arc<str> = spec.field.as_str().into();
+    let field_site = site.get("field");
+    let found = match &record.fields {
+        Some(fields) => find(fields, &record.unusable, &name, of, &field_site, faults),
+        None => None,
+    };
+    let is_avro = matches!(record.format, Format::Avro { .. });
+    let data_type = found.map(|field| field.data_type);
+    let unit = match (data_type, spec.unit) {
+        (Some(DataType::Boolean), _) => {
+            faults.report(&field_site.value(), format!("`{name}` is a boolean, not an instant"), None);
+            spec.unit
+        }
+        (Some(DataType::String), Some(unit)) if unit != TimeUnit::Iso => {
+            let help = "a text is read with unit = \"iso\"";
+            faults.report(&site.get("unit").value(), format!("`{name}` is a string, not a number"), Some(help.into()));
+            spec.unit
+        }
+        (Some(DataType::Int64 | DataType::Float64), Some(TimeUnit::Iso)) => {
+            let message = format!("`{name}` is a number, not a text");
+            faults.report(&site.get("unit").value(), message, Some("its unit is one of s, ms, us, ns".into()));
+            spec.unit
+        }
+        (Some(DataType::String), None) => Some(TimeUnit::Iso),
+        (Some(DataType::Timestamp), None) if is_avro => Some(TimeUnit::Ms),
+        (Some(DataType::Int64 | DataType::Float64 | DataType::Timestamp) | None, None) => {
+            // Nothing is known of the fields of a schema that could not be read, and labels in JSON have no schema.
+            if data_type.is_some() || !is_avro {
+                let help = "one of s, ms, us, ns since 1970, or iso";
+                faults.report(&site.key(), format!("the unit of `{name}` is missing"), Some(help.into()));
+            }
+            None
+        }
+        (_, unit) => unit,
+    };
+    (name, unit.unwrap_or(TimeUnit::Ms))
+}
