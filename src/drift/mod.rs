@@ -1,4 +1,20 @@
 //! Drift: reference profiles, statistics, verdicts, incidents.
+//!
+//! ```text
+//! predictions topic ─> prediction (decode) ─> merge (event time order) ─> monitor (windows per model version)
+//!                                                                           │  profile: the reference's histograms
+//!                                                                           │  statistics: PSI, KS, χ² …
+//!                                                                           └─ verdict: what has drifted
+//! worker: all of it on one thread, with drift events, retraining event, state and offsets in one transaction
+//! ```
+
+mod merge;
+pub mod monitor;
+pub mod prediction;
+pub mod profile;
+pub mod statistics;
+pub mod verdict;
+pub mod worker;
 
 use serde::{Deserialize, Serialize};
 
@@ -25,17 +41,23 @@ pub struct ColumnEvidence {
     pub psi: f64,
     /// Kolmogorov-Smirnov distance at the profile's edges.
     pub ks: f64,
-    /// Two-sample p-value of that distance (asymptotic; conservative with ties).
+    /// Two-sample p-value of that distance (asymptotic; conservative with ties), the sizes divided by the design effect.
     pub ks_p_value: f64,
-    /// p-value of 'PSI is at most the tolerance'.
+    /// Jensen-Shannon distance over the PSI's cells, base 2: between 0 and 1.
+    pub jensen_shannon: f64,
+    /// Wasserstein distance at the profile's edges, in the column's unit.
+    pub wasserstein: f64,
+    /// Tolerated PSI: the plan's, or more where the reference has too few rows to tell so little.
+    pub tolerance: f64,
+    /// p-value of 'PSI is at most the tolerance', this window alone.
     pub p_value: f64,
-    /// Shiryaev-Roberts statistic over the windows so far, divided by the budget's horizon: an e-value.
+    /// Shiryaev-Roberts statistic over the windows so far, divided by the budget's horizon: an e-value. At most 1e300.
     pub e_value: f64,
     /// Share of missing values in the reference and in the window.
     pub missing: (f64, f64),
     /// Median of the reference and of the window, from the profile's bins.
     pub median: (Option<f64>, Option<f64>),
-    /// End of the first window (event time, ms) since which the evidence has been growing.
+    /// Smallest event time (ms) of the first window since which the evidence has been growing.
     pub since: Option<i64>,
 }
 

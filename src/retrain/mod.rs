@@ -1,5 +1,7 @@
 //! Retraining: when to ask for it, and the worker that does it.
 
+pub mod policy;
+
 use serde::{Deserialize, Serialize};
 
 /// A record of `<pipeline>.retraining`: all that a trainer needs.
