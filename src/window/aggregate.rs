@@ -20,6 +20,9 @@
 use super::double_double::DoubleDouble;
 use crate::config::plan::Function;
 
+/// 2⁻⁹⁶: what is less, relative to the terms, is taken for rounding.
+const ROUNDING: f64 = 1.0 / (1u128 << 96) as f64;
+
 /// What the value of a series is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ValueKind {
@@ -189,10 +192,19 @@ impl Lanes {
         }
     }
 
-    /// The value of a function, as the word of its type: `i64`, or the bits of an `f64`; for `last` the event's own word.
-    pub fn read(&self, series: usize, function: Function, lanes: &[u64], as_of: i64) -> Option<u64> {
+    /// Reads functions of one series off its lanes: `put` gets each one's place in `functions` and its value, as the word of
+    /// its type: `i64`, or the bits of an `f64`; for `last` the event's own word.
+    #[inline]
+    pub fn read(
+        &self,
+        series: usize,
+        functions: &[Function],
+        lanes: &[u64],
+        as_of: i64,
+        put: impl FnMut(usize, Option<u64>),
+    ) {
         let series = &self.series[series];
-        series.read(function, &lanes[series.start..], as_of)
+        series.read(functions, &lanes[series.start..], as_of, put);
     }
 }
 
@@ -291,65 +303,71 @@ impl Series {
         }
     }
 
-    fn read(&self, function: Function, lanes: &[u64], as_of: i64) -> Option<u64> {
+    #[inline]
+    fn read(&self, functions: &[Function], lanes: &[u64], as_of: i64, mut put: impl FnMut(usize, Option<u64>)) {
         let parts = self.parts;
+        let lanes = &lanes[..parts.width()];
         let count = if parts.count { lanes[0] } else { 0 };
         let sum = usize::from(parts.count);
         let squares = sum + 2 * usize::from(parts.sum);
         let min = squares + 2 * usize::from(parts.squares);
         let max = min + usize::from(parts.min);
         let newest = max + usize::from(parts.max);
-        let known = |at: usize| lanes[at] as i64 != i64::MIN;
-        match function {
-            Function::Count => Some(count),
-            Function::Sum => self.sum(&[lanes[sum], lanes[sum + 1]]),
-            Function::Mean => (count > 0).then(|| self.mean(count, &[lanes[sum], lanes[sum + 1]])).and_then(finite),
-            Function::Std => {
-                let (sum, squares) = ([lanes[sum], lanes[sum + 1]], [lanes[squares], lanes[squares + 1]]);
-                if count < 2 { None } else { self.std(count, &sum, &squares).and_then(finite) }
-            }
-            Function::Min => (count > 0).then(|| self.unordered(lanes[min])),
-            Function::Max => (count > 0).then(|| self.unordered(lanes[max])),
-            Function::Last => known(newest).then(|| lanes[newest + 1]),
-            Function::SecondsSinceLast => {
-                known(newest).then(|| (as_of.saturating_sub(lanes[newest] as i64) as f64 / 1000.0).to_bits())
-            }
+        let known = parts.newest && lanes[newest] as i64 != i64::MIN;
+        let total = if parts.sum { self.total([lanes[sum], lanes[sum + 1]]) } else { DoubleDouble::ZERO };
+        let mean = if parts.sum && parts.count { total.divided_by(count as f64) } else { DoubleDouble::ZERO };
+        for (at, function) in functions.iter().enumerate() {
+            let value = match function {
+                Function::Count => Some(count),
+                Function::Sum if self.kind == ValueKind::Float => finite(total.high),
+                Function::Sum => i64::try_from(wide(&[lanes[sum], lanes[sum + 1]]) as i128).ok().map(|sum| sum as u64),
+                Function::Mean if count > 0 => finite(mean.high),
+                Function::Std if count > 1 => {
+                    let lane = |at: usize| [lanes[at], lanes[at + 1]];
+                    self.std(count, total, mean, lane(sum), lane(squares)).and_then(finite)
+                }
+                Function::Min if count > 0 => Some(self.unordered(lanes[min])),
+                Function::Max if count > 0 => Some(self.unordered(lanes[max])),
+                Function::Last if known => Some(lanes[newest + 1]),
+                Function::SecondsSinceLast if known => {
+                    Some((as_of.saturating_sub(lanes[newest] as i64) as f64 / 1000.0).to_bits())
+                }
+                _ => None,
+            };
+            put(at, value);
         }
     }
 
-    fn sum(&self, sum: &[u64; 2]) -> Option<u64> {
-        if self.kind == ValueKind::Float {
-            finite(double(sum).high)
-        } else {
-            i64::try_from(wide(sum) as i128).ok().map(|sum| sum as u64)
-        }
-    }
-
-    fn mean(&self, count: u64, sum: &[u64; 2]) -> f64 {
-        self.total(sum).divided_by(count as f64).high
-    }
-
-    fn total(&self, sum: &[u64; 2]) -> DoubleDouble {
-        if self.kind == ValueKind::Float { double(sum) } else { DoubleDouble::from_i128(wide(sum) as i128) }
+    #[inline]
+    fn total(&self, sum: [u64; 2]) -> DoubleDouble {
+        if self.kind == ValueKind::Float { double(&sum) } else { DoubleDouble::from_i128(wide(&sum) as i128) }
     }
 
     /// √((Q − S²/n) / (n − 1)), of integers from exact sums. Of floats the difference is taken in double-double, where less
     /// than 2⁻⁹⁶ of Q is rounding: values that are all the same have deviation 0.
-    fn std(&self, count: u64, sum: &[u64; 2], squares: &[u64; 2]) -> Option<f64> {
+    #[inline]
+    fn std(
+        &self,
+        count: u64,
+        total: DoubleDouble,
+        mean: DoubleDouble,
+        sum: [u64; 2],
+        squares: [u64; 2],
+    ) -> Option<f64> {
         let n = count as f64;
         if self.kind == ValueKind::Integer {
-            let (total, squares) = ((wide(sum) as i128).unsigned_abs(), wide(squares));
+            let (sum, squares) = ((wide(&sum) as i128).unsigned_abs(), wide(&squares));
             if squares == u128::MAX {
                 return None;
             }
-            if let (Some(squares), Some(square)) = (squares.checked_mul(u128::from(count)), total.checked_mul(total)) {
+            if let (Some(squares), Some(square)) = (squares.checked_mul(u128::from(count)), sum.checked_mul(sum)) {
                 return Some(((squares - square) as f64 / (n * (n - 1.0))).sqrt());
             }
         }
         let squares =
-            if self.kind == ValueKind::Float { double(squares) } else { DoubleDouble::from_u128(wide(squares)) };
-        let rest = squares.plus_double(self.total(sum).squared().divided_by(n).negated()).high;
-        let rest = if rest <= squares.high * 2f64.powi(-96) { 0.0 } else { rest };
+            if self.kind == ValueKind::Float { double(&squares) } else { DoubleDouble::from_u128(wide(&squares)) };
+        let rest = squares.plus_double(total.times(mean).negated()).high;
+        let rest = if rest <= squares.high * ROUNDING { 0.0 } else { rest };
         Some((rest / (n - 1.0)).sqrt())
     }
 

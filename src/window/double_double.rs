@@ -8,6 +8,8 @@
 //! The algorithms are Knuth's two-sum, Dekker's product (no fused multiply-add, which not every machine has) and the
 //! accurate addition of Hida, Li and Bailey, "Library for Double-Double and Quad-Double Arithmetic", 2007.
 
+const TWO_POW_64: f64 = (1u128 << 64) as f64;
+
 /// The unevaluated sum of two floats.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct DoubleDouble {
@@ -18,6 +20,8 @@ pub(super) struct DoubleDouble {
 }
 
 impl DoubleDouble {
+    pub const ZERO: Self = Self { high: 0.0, low: 0.0 };
+
     /// An integer, to 106 bits.
     pub fn from_i128(value: i128) -> Self {
         let magnitude = Self::from_u128(value.unsigned_abs());
@@ -28,7 +32,7 @@ impl DoubleDouble {
     pub fn from_u128(value: u128) -> Self {
         // The upper and the lower 64 bits are each exact as the sum of two floats.
         let (upper, lower) = ((value >> 64) as u64, value as u64);
-        let halves = [(upper >> 32) << 32, upper & 0xffff_ffff].map(|part| part as f64 * 2f64.powi(64));
+        let halves = [(upper >> 32) << 32, upper & 0xffff_ffff].map(|part| part as f64 * TWO_POW_64);
         let mut sum = Self { high: halves[0], low: 0.0 }.plus(halves[1]);
         for part in [(lower >> 32) << 32, lower & 0xffff_ffff] {
             sum = sum.plus(part as f64);
@@ -61,19 +65,22 @@ impl DoubleDouble {
         Self { high, low }
     }
 
-    /// Multiplies with itself.
-    pub fn squared(self) -> Self {
-        let (product, error) = two_product(self.high, self.high);
-        let (high, low) = quick_two_sum(product, error + 2.0 * self.high * self.low);
+    /// Multiplies with another.
+    #[inline]
+    pub fn times(self, other: Self) -> Self {
+        let (product, error) = two_product(self.high, other.high);
+        let (high, low) = quick_two_sum(product, error + (self.high * other.low + self.low * other.high));
         Self { high, low }
     }
 
     /// Divides by a float.
+    #[inline]
     pub fn divided_by(self, divisor: f64) -> Self {
-        let first = self.high / divisor;
+        // The quotient's correction needs few bits, so that the two divisions need not wait for each other.
+        let (first, reciprocal) = (self.high / divisor, 1.0 / divisor);
         let (product, error) = two_product(first, divisor);
         let rest = (self.high - product) - error + self.low;
-        let (high, low) = quick_two_sum(first, rest / divisor);
+        let (high, low) = quick_two_sum(first, rest * reciprocal);
         Self { high, low }
     }
 
@@ -122,7 +129,7 @@ mod tests {
     use super::*;
 
     fn sum(terms: impl IntoIterator<Item = f64>) -> DoubleDouble {
-        terms.into_iter().fold(DoubleDouble { high: 0.0, low: 0.0 }, DoubleDouble::plus)
+        terms.into_iter().fold(DoubleDouble::ZERO, DoubleDouble::plus)
     }
 
     #[rstest]

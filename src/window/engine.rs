@@ -44,22 +44,22 @@ pub(super) struct Source {
     /// For each series: its filter and its value.
     pub series: Vec<(Option<usize>, Option<usize>)>,
     pub layout: Layout,
-    /// Features read from it.
-    pub features: Vec<Feature>,
+    /// Its features.
+    pub readings: Vec<Reading>,
     /// Words of a row, and lanes, that hold the number of a text.
     pub text_words: Vec<usize>,
     pub text_lanes: Vec<usize>,
 }
 
-/// How one feature is read.
+/// How the features of one series over one window are read.
 #[derive(Debug, Clone)]
-pub(super) struct Feature {
-    /// Index among the features.
-    pub column: usize,
-    pub function: Function,
+pub(super) struct Reading {
     pub series: usize,
-    /// First lane of its window in the words of all windows.
+    /// First lane of the window in the words of all windows.
     pub lanes: usize,
+    pub functions: Vec<Function>,
+    /// For each function: its index among the features.
+    pub columns: Vec<usize>,
 }
 
 impl Engine {
@@ -114,7 +114,7 @@ struct Outline {
     filters: Vec<(String, String)>,
     series: Vec<(Option<usize>, Option<usize>)>,
     layout: Layout,
-    features: Vec<Feature>,
+    readings: Vec<Reading>,
 }
 
 impl Outline {
@@ -153,7 +153,7 @@ impl Outline {
         });
         let windows = Windows::new(&source.name, finite.collect(), all().any(|window| window.length_ms.is_none()))?;
         let layout = Layout::new(Lanes::new(&lanes), windows, values.len());
-        let mut features = Vec::new();
+        let mut readings: Vec<Reading> = Vec::new();
         let mut first = 0;
         let mut group_series = group_series.into_iter();
         for group in &plan.groups {
@@ -162,17 +162,19 @@ impl Outline {
                 for (at, (function, window, _)) in group.features.iter().enumerate() {
                     let window = &group.windows[*window];
                     let window = layout.windows.index(window.length_ms, window.tile_ms).expect("collected above");
-                    features.push(Feature {
-                        column: first + at,
-                        function: *function,
-                        series,
-                        lanes: layout.window_lanes(window),
+                    let lanes = layout.window_lanes(window);
+                    let known = readings.iter().position(|reading| (reading.series, reading.lanes) == (series, lanes));
+                    let reading = known.unwrap_or_else(|| {
+                        readings.push(Reading { series, lanes, functions: Vec::new(), columns: Vec::new() });
+                        readings.len() - 1
                     });
+                    readings[reading].functions.push(*function);
+                    readings[reading].columns.push(first + at);
                 }
             }
             first += group.features.len();
         }
-        Ok(Self { values, filters, series, layout, features })
+        Ok(Self { values, filters, series, layout, readings })
     }
 }
 
@@ -214,7 +216,7 @@ impl Source {
             filters,
             series: outline.series,
             layout,
-            features: outline.features,
+            readings: outline.readings,
             text_words,
             text_lanes,
         })

@@ -22,6 +22,7 @@ mod aggregate;
 mod double_double;
 mod engine;
 mod entities;
+mod ordered;
 mod prepare;
 mod rows;
 mod snapshot;

@@ -93,12 +93,12 @@ impl Source {
             let (word, bit) = (1 + series / 64, 1 << (series % 64));
             let filter = filter.map(|filter| &filters[filter]);
             let value = value.map(|value| batch.columns.column(self.values[value]));
-            let masks = rows[word..].iter_mut().step_by(width).enumerate();
+            let masks = rows[word..].iter_mut().step_by(width);
             match (filter, value.filter(|value| value.null_count() > 0 || *value.data_type() == ArrowType::Float64)) {
-                (None, None) => masks.for_each(|(_, mask)| *mask |= bit),
+                (None, None) => masks.for_each(|mask| *mask |= bit),
                 (filter, value) => {
                     let floats = value.and_then(|value| value.as_primitive_opt::<Float64Type>());
-                    for (row, mask) in masks {
+                    for (row, mask) in masks.enumerate() {
                         let there = filter.is_none_or(|filter| filter.value(row))
                             && value.is_none_or(|value| value.is_valid(row))
                             && floats.is_none_or(|floats| floats.value(row).is_finite());

@@ -18,6 +18,7 @@
 //! chunks are cut between different times; and what is in a tile was inserted before any row of the same time.
 
 use super::aggregate::Lanes;
+use super::ordered::{Chunk, ChunkCursor, ChunkRows, Cursor, count_up_to, insert_sorted, visit};
 use super::tile::{Limits, Windows};
 
 /// Rows that an entity keeps before anything is merged.
@@ -80,12 +81,6 @@ struct Dense {
     active: bool,
     /// Bytes when they were last counted.
     bytes: usize,
-}
-
-#[derive(Debug)]
-struct Chunk {
-    rows: Vec<u64>,
-    lanes: Box<[u64]>,
 }
 
 /// The parts of a state, for checkpoints.
@@ -215,7 +210,7 @@ impl State {
             }
             let mut edge = rows.peek();
             if let Some((dense, chunks, tiles)) = &mut rest {
-                chunks.fold(layout, cut, sum, &mut tail);
+                chunks.fold(lanes, cut, sum, &mut tail);
                 while let Some(tile) = tiles.after(cut) {
                     tail = tail.min(tile[0] as i64);
                     lanes.unite(sum, &tile[1..]);
@@ -467,7 +462,7 @@ impl Dense {
             if rows.len() / width - end < CHUNK_ROWS / 2 {
                 break;
             }
-            self.chunks.push(Chunk::new(layout, rows[at * width..end * width].to_vec()));
+            self.chunks.push(Chunk::new(&layout.lanes, layout.row, rows[at * width..end * width].to_vec()));
             at = end;
         }
         rows.drain(start * width..at * width);
@@ -488,8 +483,8 @@ impl Dense {
             let time = chunk.rows[rows / 2 * layout.row] as i64;
             let half = layout.row * count_up_to(&chunk.rows, layout.row, time);
             if half < chunk.rows.len() {
-                let upper = Chunk::new(layout, chunk.rows.split_off(half));
-                *chunk = Chunk::new(layout, std::mem::take(&mut chunk.rows));
+                let upper = Chunk::new(&layout.lanes, layout.row, chunk.rows.split_off(half));
+                *chunk = Chunk::new(&layout.lanes, layout.row, std::mem::take(&mut chunk.rows));
                 self.chunks.insert(index + 1, upper);
             }
         }
@@ -510,139 +505,4 @@ fn unite_beyond(layout: &Layout, beyond: &mut Vec<u64>, tile: &[u64]) {
     } else {
         layout.lanes.unite(beyond, tile);
     }
-}
-
-impl Chunk {
-    fn new(layout: &Layout, rows: Vec<u64>) -> Self {
-        let mut lanes = vec![0; layout.lanes.width()].into_boxed_slice();
-        layout.lanes.clear(&mut lanes);
-        rows.chunks_exact(layout.row).for_each(|row| layout.lanes.add_later(&mut lanes, row));
-        Self { rows, lanes }
-    }
-
-    fn first(&self) -> i64 {
-        self.rows[0] as i64
-    }
-
-    fn last(&self, width: usize) -> i64 {
-        self.rows[self.rows.len() - width] as i64
-    }
-}
-
-/// Items of a flat collection from the newest to the oldest. The first word of each is its time.
-struct Cursor<'a> {
-    items: &'a [u64],
-    width: usize,
-}
-
-impl<'a> Cursor<'a> {
-    /// Leaves out the items after `as_of`.
-    #[inline]
-    fn up_to(items: &'a [u64], width: usize, as_of: i64) -> Self {
-        if items.len() >= width && items[items.len() - width] as i64 > as_of {
-            return Self { items: &items[..width * count_up_to(items, width, as_of)], width };
-        }
-        Self { items, width }
-    }
-
-    /// The next item, if it is after `cut`.
-    #[inline]
-    fn after(&mut self, cut: i64) -> Option<&'a [u64]> {
-        let at = self.items.len().checked_sub(self.width)?;
-        let (before, item) = self.items.split_at(at);
-        if item[0] as i64 <= cut {
-            return None;
-        }
-        self.items = before;
-        Some(item)
-    }
-
-    /// Time of the next item, `i64::MIN` for none.
-    #[inline]
-    fn peek(&self) -> i64 {
-        self.items.len().checked_sub(self.width).map_or(i64::MIN, |at| self.items[at] as i64)
-    }
-}
-
-/// Chunks from the newest to the oldest, whole where a window covers them.
-struct ChunkCursor<'a> {
-    chunks: &'a [Chunk],
-    /// What is left of the chunk after `chunks`, where some of it was taken.
-    open: Cursor<'a>,
-}
-
-impl<'a> ChunkCursor<'a> {
-    fn up_to(chunks: &'a [Chunk], width: usize, as_of: i64) -> Self {
-        let whole = chunks.partition_point(|chunk| chunk.last(width) <= as_of);
-        let open = chunks.get(whole).map_or(&[][..], |chunk| &chunk.rows);
-        Self { chunks: &chunks[..whole], open: Cursor::up_to(open, width, as_of) }
-    }
-
-    fn fold(&mut self, layout: &Layout, cut: i64, sum: &mut [u64], tail: &mut i64) {
-        loop {
-            while let Some(row) = self.open.after(cut) {
-                *tail = (*tail).min(row[0] as i64);
-                layout.lanes.add_earlier(sum, row);
-            }
-            let Some((last, before)) = self.chunks.split_last() else { return };
-            if !self.open.items.is_empty() || last.last(layout.row) <= cut {
-                return;
-            }
-            self.chunks = before;
-            if last.first() > cut {
-                *tail = (*tail).min(last.first());
-                layout.lanes.unite(sum, &last.lanes);
-            } else {
-                self.open = Cursor { items: &last.rows, width: layout.row };
-            }
-        }
-    }
-
-    /// Time of the next event, `i64::MIN` for none.
-    fn peek(&self) -> i64 {
-        self.open.peek().max(self.chunks.last().map_or(i64::MIN, |chunk| chunk.last(self.open.width)))
-    }
-}
-
-/// Rows of chunks, one slice a chunk.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct ChunkRows<'a>(&'a [Chunk]);
-
-impl<'a> ChunkRows<'a> {
-    pub fn iter(&self) -> impl Iterator<Item = &'a [u64]> + use<'a> {
-        self.0.iter().map(|chunk| &chunk.rows[..])
-    }
-}
-
-/// Calls `change` with the words `at` of every item, counted from `head`.
-pub(super) fn visit(items: &mut [u64], width: usize, head: usize, at: &[usize], change: &mut impl FnMut(&mut u64)) {
-    if at.is_empty() {
-        return;
-    }
-    for item in items.chunks_exact_mut(width) {
-        at.iter().for_each(|&word| change(&mut item[head + word]));
-    }
-}
-
-/// Inserts after all items that are not later.
-#[inline]
-fn insert_sorted(items: &mut Vec<u64>, width: usize, item: &[u64]) {
-    let time = item[0] as i64;
-    let old = items.len();
-    items.extend_from_slice(item);
-    if old > 0 && items[old - width] as i64 > time {
-        let at = width * count_up_to(&items[..old], width, time);
-        items[at..].rotate_right(width);
-    }
-}
-
-/// Number of items that are not after `time`.
-#[inline]
-fn count_up_to(items: &[u64], width: usize, time: i64) -> usize {
-    let (mut low, mut high) = (0, items.len() / width);
-    while low < high {
-        let middle = low.midpoint(high);
-        if items[middle * width] as i64 <= time { low = middle + 1 } else { high = middle }
-    }
-    low
 }

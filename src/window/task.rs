@@ -297,7 +297,7 @@ impl Task {
         });
         for (index, source) in sources.iter().enumerate() {
             self.synchroniser.for_each_batch(index, |rows| {
-                super::state::visit(rows, source.layout.row, 0, &source.text_words, &mut renumber);
+                super::ordered::visit(rows, source.layout.row, 0, &source.text_words, &mut renumber);
             });
         }
         self.texts.collected();
@@ -353,8 +353,9 @@ impl Output {
         for source in &engine.sources {
             let mut lanes = vec![0; source.layout.lanes.width()];
             source.layout.lanes.clear(&mut lanes);
-            for feature in &source.features {
-                row.set(feature.column, source.layout.lanes.read(feature.series, feature.function, &lanes, 0));
+            for reading in &source.readings {
+                let put = |at: usize, value| row.set(reading.columns[at], value);
+                source.layout.lanes.read(reading.series, &reading.functions, &lanes, 0, put);
             }
         }
         Self {
@@ -412,9 +413,9 @@ impl Reader {
             let windows = &mut self.windows[..layout.windows_words()];
             let cuts = self.cuts[index].at(&layout.windows, as_of.time);
             state.windows(layout, as_of.last(index), cuts, windows);
-            for feature in &source.features {
-                let value = layout.lanes.read(feature.series, feature.function, &windows[feature.lanes..], as_of.time);
-                row.set(feature.column, value);
+            for reading in &source.readings {
+                let put = |at: usize, value| row.set(reading.columns[at], value);
+                layout.lanes.read(reading.series, &reading.functions, &windows[reading.lanes..], as_of.time, put);
             }
         }
     }

@@ -1,0 +1,146 @@
+//! Collections of events in the order of event time: flat items whose first word is a time, and chunks of them.
+
+use super::aggregate::Lanes;
+
+/// A run of single events, ascending by time, and their aggregate.
+#[derive(Debug)]
+pub(super) struct Chunk {
+    pub rows: Vec<u64>,
+    pub lanes: Box<[u64]>,
+}
+
+impl Chunk {
+    pub fn new(lanes: &Lanes, width: usize, rows: Vec<u64>) -> Self {
+        let mut sum = vec![0; lanes.width()].into_boxed_slice();
+        lanes.clear(&mut sum);
+        rows.chunks_exact(width).for_each(|row| lanes.add_later(&mut sum, row));
+        Self { rows, lanes: sum }
+    }
+
+    pub fn first(&self) -> i64 {
+        self.rows[0] as i64
+    }
+
+    pub fn last(&self, width: usize) -> i64 {
+        self.rows[self.rows.len() - width] as i64
+    }
+}
+
+/// Items of a flat collection from the newest to the oldest. The first word of each is its time.
+pub(super) struct Cursor<'a> {
+    items: &'a [u64],
+    width: usize,
+}
+
+impl<'a> Cursor<'a> {
+    /// Leaves out the items after `as_of`.
+    #[inline]
+    pub fn up_to(items: &'a [u64], width: usize, as_of: i64) -> Self {
+        if items.len() >= width && items[items.len() - width] as i64 > as_of {
+            return Self { items: &items[..width * count_up_to(items, width, as_of)], width };
+        }
+        Self { items, width }
+    }
+
+    /// The next item, if it is after `cut`.
+    #[inline]
+    pub fn after(&mut self, cut: i64) -> Option<&'a [u64]> {
+        let at = self.items.len().checked_sub(self.width)?;
+        let (before, item) = self.items.split_at(at);
+        if item[0] as i64 <= cut {
+            return None;
+        }
+        self.items = before;
+        Some(item)
+    }
+
+    /// Time of the next item, `i64::MIN` for none.
+    #[inline]
+    pub fn peek(&self) -> i64 {
+        self.items.len().checked_sub(self.width).map_or(i64::MIN, |at| self.items[at] as i64)
+    }
+}
+
+/// Chunks from the newest to the oldest, whole where a window covers them.
+pub(super) struct ChunkCursor<'a> {
+    chunks: &'a [Chunk],
+    /// What is left of the chunk after `chunks`, where some of it was taken.
+    open: Cursor<'a>,
+}
+
+impl<'a> ChunkCursor<'a> {
+    pub fn up_to(chunks: &'a [Chunk], width: usize, as_of: i64) -> Self {
+        let whole = chunks.partition_point(|chunk| chunk.last(width) <= as_of);
+        let open = chunks.get(whole).map_or(&[][..], |chunk| &chunk.rows);
+        Self { chunks: &chunks[..whole], open: Cursor::up_to(open, width, as_of) }
+    }
+
+    /// Adds the events after `cut` to `sum`; `tail` becomes the time of the oldest.
+    pub fn fold(&mut self, lanes: &Lanes, cut: i64, sum: &mut [u64], tail: &mut i64) {
+        loop {
+            while let Some(row) = self.open.after(cut) {
+                *tail = (*tail).min(row[0] as i64);
+                lanes.add_earlier(sum, row);
+            }
+            let Some((last, before)) = self.chunks.split_last() else { return };
+            if !self.open.items.is_empty() || last.last(self.open.width) <= cut {
+                return;
+            }
+            self.chunks = before;
+            if last.first() > cut {
+                *tail = (*tail).min(last.first());
+                lanes.unite(sum, &last.lanes);
+            } else {
+                self.open = Cursor { items: &last.rows, width: self.open.width };
+            }
+        }
+    }
+
+    /// Time of the next event, `i64::MIN` for none.
+    pub fn peek(&self) -> i64 {
+        self.open.peek().max(self.chunks.last().map_or(i64::MIN, |chunk| chunk.last(self.open.width)))
+    }
+}
+
+/// Rows of chunks, one slice a chunk.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ChunkRows<'a>(pub &'a [Chunk]);
+
+impl<'a> ChunkRows<'a> {
+    pub fn iter(&self) -> impl Iterator<Item = &'a [u64]> + use<'a> {
+        self.0.iter().map(|chunk| &chunk.rows[..])
+    }
+}
+
+/// Calls `change` with the words `at` of every item, counted from `head`.
+pub(super) fn visit(items: &mut [u64], width: usize, head: usize, at: &[usize], change: &mut impl FnMut(&mut u64)) {
+    if at.is_empty() {
+        return;
+    }
+    for item in items.chunks_exact_mut(width) {
+        at.iter().for_each(|&word| change(&mut item[head + word]));
+    }
+}
+
+/// Inserts after all items that are not later.
+#[inline]
+pub(super) fn insert_sorted(items: &mut Vec<u64>, width: usize, item: &[u64]) {
+    let time = item[0] as i64;
+    let old = items.len();
+    items.extend_from_slice(item);
+    if old > 0 && items[old - width] as i64 > time {
+        let at = width * count_up_to(&items[..old], width, time);
+        items[at..].rotate_right(width);
+    }
+}
+
+/// Number of items that are not after `time`.
+#[inline]
+pub(super) fn count_up_to(items: &[u64], width: usize, time: i64) -> usize {
+    let (mut low, mut high) = (0, items.len() / width);
+    while low < high {
+        let middle = low.midpoint(high);
+        if items[middle * width] as i64 <= time { low = middle + 1 } else { high = middle }
+    }
+    low
+}
