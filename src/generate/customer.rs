@@ -45,22 +45,25 @@ struct Mood {
 
 impl Engagement {
     /// Shares at which the flows between the states balance, so that a stream is stationary from its first day.
-    const AT_START: [(Self, f64); 3] = [(Self::Active, 0.50), (Self::Cooling, 0.09), (Self::Gone, 0.41)];
+    const AT_START: [(Self, f64); 3] = [(Self::Active, 0.57), (Self::Cooling, 0.13), (Self::Gone, 0.30)];
 
     fn mood(self) -> Mood {
         match self {
             Self::Active => Mood { purchases: 1.0, logins: 1.0, contacts: 1.0, basket: 1.0 },
-            Self::Cooling => Mood { purchases: 0.35, logins: 0.40, contacts: 1.3, basket: 0.6 },
+            Self::Cooling => Mood { purchases: 0.50, logins: 0.25, contacts: 1.3, basket: 0.5 },
             Self::Gone => Mood { purchases: 0.0, logins: 0.03, contacts: 0.02, basket: 0.0 },
         }
     }
 }
 
 /// Changes of engagement a day. Active customers cool at [`COOLING`] when nothing annoys them.
-const COOLING: f64 = 1.0 / 150.0;
-const LEAVING: f64 = 1.0 / 22.0;
-const WARMING: f64 = 1.0 / 70.0;
-const RETURNING: f64 = 1.0 / 110.0;
+const COOLING: f64 = 1.0 / 170.0;
+const LEAVING: f64 = 1.0 / 38.0;
+const WARMING: f64 = 1.0 / 90.0;
+const RETURNING: f64 = 1.0 / 80.0;
+
+/// Steps from one purchase to the next.
+const STEPS: u8 = 3;
 
 /// After this long half of a customer's trouble is forgotten.
 const TROUBLE_HALF_LIFE_MS: f64 = 15.0 * DAY_MS as f64;
@@ -77,7 +80,7 @@ struct Habits {
     price: f64,
     /// Mean number of items beyond the first in a basket.
     items: f64,
-    /// Exponent of the price level in the rate of cooling.
+    /// Exponent of the price level in the rates of cooling and leaving: the thrifty buy cheap things, and go when prices rise.
     price_sensitivity: f64,
     /// Share of logins from the app.
     app: f64,
@@ -89,18 +92,18 @@ impl Habits {
         let (pace, visits, taste, basket, thrift) = (normal(), normal(), normal(), normal(), normal());
         // Segments: the loyal, the regular and the occasional buyer.
         let days_between_purchases = match rng.random::<f64>() {
-            u if u < 0.25 => 5.0,
-            u if u < 0.65 => 11.0,
-            _ => 45.0,
+            u if u < 0.16 => 5.0,
+            u if u < 0.50 => 13.0,
+            _ => 48.0,
         };
         let purchases = (0.30 * pace).exp() / days_between_purchases;
         Self {
             purchases,
-            logins: (1.6 * purchases + 0.12) * (0.30 * visits).exp(),
-            contacts: 0.004 + 0.05 * purchases,
+            logins: (2.0 * purchases + 0.25) * (0.30 * visits).exp(),
+            contacts: 0.005 + 0.06 * purchases,
             price: 2.6 + 0.55 * taste,
             items: 0.8 * (0.40 * basket).exp(),
-            price_sensitivity: (2.0 - 1.6 * taste + 0.5 * thrift).clamp(0.0, 6.0),
+            price_sensitivity: (1.5 - 4.0 * taste + 0.5 * thrift).clamp(0.0, 8.0),
             app: if rng.random::<f64>() < 0.6 { 0.85 } else { 0.10 },
         }
     }
@@ -111,9 +114,9 @@ impl Habits {
 pub(super) struct Customer {
     habits: Habits,
     engagement: Engagement,
-    /// Half-way to the next purchase. Two steps a purchase make the intervals more regular than a Poisson process: people
-    /// do not shop again in the minute after they did.
-    halfway: bool,
+    /// Steps left to the next purchase, from [`STEPS`] down to 1. Several steps a purchase make the intervals more regular
+    /// than a Poisson process: people do not shop again in the minute after they did.
+    steps: u8,
     /// What is left of the annoyance by contacts, as of `now`.
     trouble: f64,
     /// Milliseconds since 1970 UTC.
@@ -133,20 +136,13 @@ impl Customer {
                 (left < 0.0).then_some(engagement)
             })
             .unwrap_or(Engagement::Gone);
-        let halfway = rng.random();
-        Self { habits: Habits::draw(rng), engagement, halfway, trouble: 0.0, now, position: 0 }
+        let steps = rng.random_range(1..=STEPS);
+        Self { habits: Habits::draw(rng), engagement, steps, trouble: 0.0, now, position: 0 }
     }
 
     /// A customer who joins, about to buy.
     pub(super) fn joining(rng: &mut ChaCha8Rng, now: i64) -> Self {
-        Self {
-            habits: Habits::draw(rng),
-            engagement: Engagement::Active,
-            halfway: true,
-            trouble: 0.0,
-            now,
-            position: 0,
-        }
+        Self { habits: Habits::draw(rng), engagement: Engagement::Active, steps: 1, trouble: 0.0, now, position: 0 }
     }
 
     /// Lives on to the next event; gives its time and record, or nothing if there is none before the world's end. Times of
@@ -155,11 +151,10 @@ impl Customer {
         loop {
             let levels = Levels::at(&world.shifts, world.start, self.now);
             let mood = self.engagement.mood();
-            // Half steps, hence twice the rate.
-            let purchases = 2.0 * self.habits.purchases * mood.purchases * world.scale;
+            let steps = f64::from(STEPS) * self.habits.purchases * mood.purchases * world.scale;
             let logins = self.habits.logins * mood.logins * world.scale * levels.logins;
             let contacts = self.habits.contacts * mood.contacts * world.scale * levels.support;
-            let seasonal = (purchases + logins + contacts) * world.season.greatest();
+            let seasonal = (steps + logins + contacts) * world.season.greatest();
             // Trouble only fades between events, so the rate of now bounds that of later.
             let bound = seasonal + self.rate_of_change(&levels);
             let wait: f64 = Exp1.sample(rng);
@@ -179,11 +174,12 @@ impl Customer {
                 u -= rate;
                 u < 0.0
             };
-            if chosen(purchases * season) {
-                self.halfway = !self.halfway;
-                if self.halfway {
+            if chosen(steps * season) {
+                self.steps -= 1;
+                if self.steps > 0 {
                     continue;
                 }
+                self.steps = STEPS;
                 return Some((time, Payload::Purchase(self.purchase(id, rng, mood.basket, levels.amount))));
             } else if chosen(logins * season) {
                 let device = if rng.random::<f64>() < self.habits.app { "app" } else { "web" };
@@ -191,7 +187,7 @@ impl Customer {
             } else if chosen(contacts * season) {
                 return Some((time, Payload::Contact(self.contact(id, rng))));
             } else if chosen(self.rate_of_change(&levels)) {
-                self.change(rng);
+                self.change(rng, &levels);
             }
         }
     }
@@ -205,18 +201,21 @@ impl Customer {
     /// Changes of engagement a day.
     fn rate_of_change(&self, levels: &Levels) -> f64 {
         match self.engagement {
-            Engagement::Active => {
-                COOLING * self.trouble.exp() * levels.amount.powf(self.habits.price_sensitivity) * levels.churn
-            }
-            Engagement::Cooling => LEAVING + WARMING,
+            Engagement::Active => COOLING * self.trouble.exp() * self.haste(levels) * levels.churn,
+            Engagement::Cooling => LEAVING * self.haste(levels) + WARMING,
             Engagement::Gone => RETURNING,
         }
     }
 
-    fn change(&mut self, rng: &mut ChaCha8Rng) {
+    /// How much sooner a customer leaves at the price level in force.
+    fn haste(&self, levels: &Levels) -> f64 {
+        levels.amount.powf(self.habits.price_sensitivity)
+    }
+
+    fn change(&mut self, rng: &mut ChaCha8Rng, levels: &Levels) {
         self.engagement = match self.engagement {
             Engagement::Active => Engagement::Cooling,
-            Engagement::Cooling if rng.random::<f64>() < LEAVING / (LEAVING + WARMING) => Engagement::Gone,
+            Engagement::Cooling if rng.random::<f64>() * self.rate_of_change(levels) > WARMING => Engagement::Gone,
             Engagement::Cooling | Engagement::Gone => Engagement::Active,
         };
     }

@@ -7,7 +7,7 @@ use super::DAY_MS;
 /// What a shift multiplies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Quantity {
-    /// Amounts of purchases: prices rise or fall. Price-sensitive customers leave sooner when they rise.
+    /// Amounts of purchases: prices rise or fall. Customers who buy cheap things leave sooner when they rise.
     Amount,
     /// Logins per day, of everyone, without anything else changing: an app that logs people out, or no longer does.
     Logins,

@@ -17,7 +17,7 @@ use super::shift::Shift;
 /// What to generate. The same options give the same stream.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateOptions {
-    /// Customers on the first day. About half of them are active.
+    /// Customers on the first day, active and gone ones.
     pub customers: u32,
     /// Customers who join in a year, as a share of those on the first day.
     pub growth: f64,

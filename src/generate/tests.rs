@@ -160,3 +160,21 @@ fn records_are_written_as_their_schemas_say() {
     assert_eq!((event.source(), event.customer().to_string()), ("purchases", "C000042".to_owned()));
     assert_eq!(CustomerId(u32::MAX).to_string(), "C4294967295");
 }
+
+/// The fields of a record and of its schema file have the same names in the same order.
+#[rstest::rstest]
+#[case("purchases", include_str!("../../schemas/churn/purchase.avsc"))]
+#[case("support", include_str!("../../schemas/churn/contact.avsc"))]
+fn records_fit_their_avro_schemas(#[case] source: &str, #[case] schema: &str) {
+    let apache_avro::Schema::Record(schema) = apache_avro::Schema::parse_str(schema).unwrap() else {
+        panic!("a record's schema")
+    };
+    let event = ChurnStream::new(options()).find(|e| e.source() == source).unwrap();
+    let record = event.to_json();
+    let fields: Vec<_> = schema.fields.iter().map(|f| f.name.clone()).collect();
+    let mut names: Vec<_> = record.as_object().unwrap().keys().cloned().collect();
+    // serde_json sorts the keys of its maps.
+    assert_eq!(names.len(), fields.len());
+    names.sort_by_key(|name| fields.iter().position(|field| field == name));
+    assert_eq!(names, fields);
+}
