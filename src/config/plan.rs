@@ -389,8 +389,6 @@ pub enum MonitorWindow {
 pub struct MonitorPlan {
     /// Window.
     pub window: MonitorWindow,
-    /// Predictions earlier than this after the first one (event time) are counted and not judged: windows are not full yet.
-    pub warm_up: Duration,
     /// Features to watch; the default is all of the model's. The prediction is always watched.
     pub features: Vec<String>,
     /// Predictions of so much event time after the first one are not judged: long windows are still filling up.
