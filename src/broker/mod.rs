@@ -11,6 +11,7 @@ pub mod embedded;
 pub mod kafka;
 mod record;
 pub mod registry;
+pub mod tool;
 
 pub use record::{Blobs, Header, OutRecord, Records};
 pub use registry::{RegisteredSchema, SchemaRegistry};
@@ -245,12 +246,17 @@ pub trait Producer: Send {
     /// Without a transactional id it only waits; the caller then commits through the consumer.
     ///
     /// # Errors
-    /// A retriable error leaves all as it was: call again with the same arguments. [`BrokerError::Aborted`]: the
+    /// A retriable error leaves all as it was: call again with the same arguments, or abort. Once its end was asked for, a
+    /// commit waits for the outcome as long as a broker keeps a transaction. [`BrokerError::Aborted`]: the
     /// transaction is rolled back; read its input again. [`BrokerError::Fenced`]: rolled back too, and the right to
     /// publish is lost: drop the tasks, open a new producer and go on with what [`Consumer::poll`] assigns.
     fn commit(&mut self, offsets: &Offsets, token: Option<&GroupToken>) -> Result<(), BrokerError>;
 
-    /// Gives up the transaction: nothing that was sent becomes visible.
+    /// Gives up the transaction: nothing that was sent becomes visible. Does nothing where none is open.
+    ///
+    /// # Errors
+    /// Retriable where the broker is away; what is left of it is then rolled back by the next `abort` or `begin`. Not
+    /// retriable where the end of the transaction was asked for and no answer came: only a further `commit` tells.
     fn abort(&mut self) -> Result<(), BrokerError>;
 }
 

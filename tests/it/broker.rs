@@ -698,6 +698,9 @@ fn a_lost_cluster_is_waited_for_and_nothing_is_lost() {
     (0..5).for_each(|value| send(&mut *producer, &output, 0, value));
     producer.commit(&at(&topic, 0, 5), Some(&consumer.token().unwrap())).unwrap();
 
+    producer.begin().unwrap();
+    send(&mut *producer, &output, 0, 5);
+
     kafka.kill();
     until("the consumer says that no broker answers", LIMIT, || match consumer.poll(10, Duration::from_millis(100)) {
         Ok(poll) => {
@@ -713,6 +716,8 @@ fn a_lost_cluster_is_waited_for_and_nothing_is_lost() {
     assert!(asked.is_retriable(), "{asked}");
     let refused = consumer.commit(&at(&topic, 0, 5)).unwrap_err();
     assert!(refused.is_retriable(), "{refused}");
+    let unsent = producer.commit(&at(&topic, 0, 6), Some(&consumer.token().unwrap())).unwrap_err();
+    assert!(unsent.is_retriable(), "{unsent}");
     send(&mut *plain, &topic, 0, 5);
     let waiting = plain.commit(&Offsets::new(), None).unwrap_err();
     assert!(waiting.is_retriable(), "{waiting}");
@@ -734,13 +739,15 @@ fn a_lost_cluster_is_waited_for_and_nothing_is_lost() {
         !values.is_empty()
     });
     assert_eq!(values, [5]);
-    producer.begin().unwrap();
-    send(&mut *producer, &output, 0, 5);
-    until("the transaction is committed", LIMIT, || {
-        match producer.commit(&at(&topic, 0, 6), Some(&consumer.token().unwrap())) {
+    until("the transaction is given up and made anew", LIMIT, || {
+        let attempt = producer.abort().and_then(|()| producer.begin()).and_then(|()| {
+            send(&mut *producer, &output, 0, 5);
+            producer.commit(&at(&topic, 0, 6), Some(&consumer.token().unwrap()))
+        });
+        match attempt {
             Ok(()) => true,
             Err(error) => {
-                assert!(error.is_retriable(), "{error}");
+                assert!(error.is_retriable() || error.is_aborted(), "{error}");
                 false
             }
         }

@@ -14,6 +14,9 @@ use super::{Link, PATIENCE, is_out_of_group};
 use crate::broker::{BrokerError, GroupToken, Header, Offsets, OutRecord, Producer};
 use crate::runtime::{clock, failpoint};
 
+/// How long a commit waits for its outcome before it is reported as open: longer than a broker keeps a transaction.
+const DECISION: Duration = Duration::from_secs(90);
+
 /// Sends between two looks at what the client has to say.
 const SENDS_A_LOOK: u32 = 1024;
 
@@ -22,10 +25,23 @@ pub(super) struct KafkaProducer {
     link: Arc<Link>,
     /// Transactional id.
     id: Option<String>,
-    open: bool,
-    /// The group's offsets are in the open transaction already; only its end is missing.
-    offsets_sent: bool,
+    phase: Phase,
     sends: u32,
+}
+
+/// How far the transaction is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// There is none.
+    None,
+    /// Records may be sent.
+    Open,
+    /// The group's offsets are in it; only its end is missing.
+    OffsetsSent,
+    /// Its end was asked for and the answer is not there: it may be committed or not, and only a further commit tells.
+    Deciding,
+    /// It is being rolled back.
+    RollingBack,
 }
 
 impl KafkaProducer {
@@ -47,7 +63,7 @@ impl KafkaProducer {
             None => config.set("message.timeout.ms", "0"),
         };
         let client: BaseProducer<Context> = link.client(&config)?;
-        let producer = Self { client, link, id: id.map(str::to_owned), open: false, offsets_sent: false, sends: 0 };
+        let producer = Self { client, link, id: id.map(str::to_owned), phase: Phase::None, sends: 0 };
         if producer.id.is_some() {
             let ready = producer.client.init_transactions(PATIENCE);
             producer.look();
@@ -70,6 +86,15 @@ impl KafkaProducer {
 
     fn fenced(&self) -> BrokerError {
         BrokerError::Fenced { taken: format!("transactional id '{}'", self.id.as_deref().unwrap_or_default()) }
+    }
+
+    fn undecided(&self) -> BrokerError {
+        BrokerError::Client {
+            during: "committing a transaction",
+            broker: self.link.describe(),
+            reason: "its end was asked for and no answer came: commit again to learn it".to_owned(),
+            retriable: false,
+        }
     }
 
     fn aborted(&self, reason: String) -> BrokerError {
@@ -119,6 +144,7 @@ impl KafkaProducer {
 
     /// Rolls back and says why. Called where the transaction cannot succeed any more.
     fn roll_back(&mut self, cause: BrokerError) -> BrokerError {
+        self.phase = Phase::RollingBack;
         match self.abort() {
             Ok(()) => cause,
             Err(fenced) if fenced.is_fenced() => fenced,
@@ -135,6 +161,7 @@ impl KafkaProducer {
         let KafkaError::Transaction(cause) = error else { return self.link.error(during, error, self.context()) };
         let cause: RDKafkaError = cause.clone();
         if is_taken(cause.code()) || (cause.is_fatal() && self.is_fenced()) {
+            self.phase = Phase::None;
             return self.fenced();
         }
         if is_out_of_group(cause.code()) {
@@ -182,15 +209,17 @@ fn to_headers(headers: &[Header]) -> OwnedHeaders {
 
 impl Producer for KafkaProducer {
     fn begin(&mut self) -> Result<(), BrokerError> {
-        if self.id.is_none() || self.open {
-            return Ok(());
+        match self.phase {
+            _ if self.id.is_none() => return Ok(()),
+            Phase::None => {}
+            Phase::RollingBack => self.abort()?,
+            Phase::Open | Phase::OffsetsSent | Phase::Deciding => return Ok(()),
         }
         self.look();
         self.context().take_undelivered();
         match self.client.begin_transaction() {
             Ok(()) => {
-                self.open = true;
-                self.offsets_sent = false;
+                self.phase = Phase::Open;
                 Ok(())
             }
             Err(error) => Err(self.step_failed("beginning a transaction", &error)),
@@ -198,6 +227,9 @@ impl Producer for KafkaProducer {
     }
 
     fn send(&mut self, record: OutRecord<'_>) -> Result<(), BrokerError> {
+        if self.phase == Phase::Deciding {
+            return Err(self.undecided());
+        }
         let mut out = BaseRecord::to(record.topic);
         (out.partition, out.key, out.payload, out.timestamp) =
             (record.partition, record.key, record.value, record.timestamp);
@@ -238,7 +270,7 @@ impl Producer for KafkaProducer {
         if failpoint::hit("broker.commit.before") {
             return Err(self.link.fault("committing", Code::RequestTimedOut, "failpoint", self.context()));
         }
-        if !self.offsets_sent {
+        if self.phase != Phase::Deciding {
             self.flush()?;
         }
         if self.id.is_none() {
@@ -247,33 +279,42 @@ impl Producer for KafkaProducer {
                 None => Ok(()),
             };
         }
-        if !self.open {
+        if self.phase == Phase::None {
             return Ok(());
         }
         if let Some(GroupToken::Kafka(metadata)) = token
             && !offsets.is_empty()
-            && !self.offsets_sent
+            && self.phase == Phase::Open
         {
             if let Err(error) = self.client.send_offsets_to_transaction(&to_list(offsets), metadata, PATIENCE) {
                 return Err(self.step_failed("adding offsets to a transaction", &error));
             }
-            self.offsets_sent = true;
+            self.phase = Phase::OffsetsSent;
         }
-        let committed = self.client.commit_transaction(PATIENCE);
-        self.look();
-        if let Err(error) = committed {
-            return Err(self.step_failed("committing a transaction", &error));
+        let deadline = clock::monotonic() + DECISION;
+        loop {
+            self.phase = Phase::Deciding;
+            let committed = self.client.commit_transaction(PATIENCE);
+            self.look();
+            match committed {
+                Ok(()) => break,
+                Err(KafkaError::Transaction(cause)) if cause.is_retriable() && clock::monotonic() < deadline => {
+                    self.client.poll(Duration::from_millis(20));
+                }
+                Err(error) => return Err(self.step_failed("committing a transaction", &error)),
+            }
         }
-        self.open = false;
-        self.offsets_sent = false;
+        self.phase = Phase::None;
         self.context().is_up();
         failpoint::hit("broker.commit.after");
         Ok(())
     }
 
     fn abort(&mut self) -> Result<(), BrokerError> {
-        if !self.open {
-            return Ok(());
+        match self.phase {
+            Phase::None => return Ok(()),
+            Phase::Deciding => return Err(self.undecided()),
+            _ => self.phase = Phase::RollingBack,
         }
         let deadline = clock::monotonic() + PATIENCE;
         loop {
@@ -284,18 +325,21 @@ impl Producer for KafkaProducer {
                 Ok(()) => break,
                 Err(KafkaError::Transaction(cause)) if cause.is_retriable() && clock::monotonic() < deadline => {}
                 Err(KafkaError::Transaction(cause)) if cause.is_fatal() => {
-                    self.open = false;
+                    self.phase = Phase::None;
                     return Err(if self.is_fenced() || is_taken(cause.code()) {
                         self.fenced()
                     } else {
                         self.link.fault("rolling back", cause.code(), &cause.string(), self.context())
                     });
                 }
+                Err(KafkaError::Transaction(cause)) if cause.is_retriable() => {
+                    let code = Code::OperationTimedOut;
+                    return Err(self.link.fault("rolling back", code, &cause.string(), self.context()));
+                }
                 Err(error) => return Err(self.link.error("rolling back", &error, self.context())),
             }
         }
-        self.open = false;
-        self.offsets_sent = false;
+        self.phase = Phase::None;
         self.context().take_undelivered();
         Ok(())
     }
@@ -304,7 +348,7 @@ impl Producer for KafkaProducer {
 impl Drop for KafkaProducer {
     fn drop(&mut self) {
         // An open transaction would hold back every reader of its topics until its time is up.
-        if self.open && !self.context().is_down() {
+        if !matches!(self.phase, Phase::None | Phase::Deciding) && !self.context().is_down() {
             let _ = self.client.abort_transaction(Duration::from_millis(200));
             self.look();
             let _ = self.client.abort_transaction(Duration::from_secs(1));
