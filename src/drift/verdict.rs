@@ -22,8 +22,8 @@
 //! against 20,000 reference rows: 10 windows instead of 13), and it stays below 1/p in the far tail, where χ² is only an
 //! approximation.
 //!
-//! A drifted column stays so until `resolve_after` windows in a row look quiet (the p-value of 'PSI ≤ δ' is above one half, so the
-//! best guess is within the tolerance); then its statistic starts anew.
+//! A drifted column stays so until `resolve_after` windows in a row look quiet, each by itself: their p-value of 'PSI ≤ δ' is above
+//! [`QUIET`]. Then its statistic starts anew.
 
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +35,10 @@ use super::statistics::{
 /// PSI of the alternatives, as multiples of the tolerance. The first ones find shifts just above it, the last ones let a
 /// plain break of the data alarm within its first window.
 const ALTERNATIVES: [f64; 7] = [1.5, 2.0, 3.0, 5.0, 9.0, 20.0, 60.0];
+
+/// A window whose p-value is above this looks quiet: low enough that windows without drift nearly always do, high enough that
+/// several in a row seldom do while a drift goes on.
+const QUIET: f64 = 0.2;
 
 /// Share of the budget that is kept for references that misrepresent their population by more than the tolerance.
 const REFERENCE_SHARE: f64 = 0.1;
@@ -209,7 +213,7 @@ impl Judge {
             if sample.test.degrees > 0 {
                 state.take(sample.ln_ratios(), from);
             }
-            let quiet = ln_p_value > 0.5_f64.ln();
+            let quiet = ln_p_value > QUIET.ln();
             state.quiet = if quiet { state.quiet.saturating_add(1) } else { 0 };
             let cleared = state.drifted && state.quiet >= rule.resolve_after;
             if cleared {
@@ -253,3 +257,6 @@ fn ln_mean_exp<const N: usize>(values: [f64; N]) -> f64 {
     }
     largest + (values.iter().map(|value| (value - largest).exp()).sum::<f64>() / N as f64).ln()
 }
+
+#[cfg(test)]
+mod tests;

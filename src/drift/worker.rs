@@ -7,6 +7,7 @@
 mod session;
 mod state;
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -90,7 +91,7 @@ pub enum DriftObservation {
         /// Why.
         reason: String,
     },
-    /// Something is away; the stage waits for it.
+    /// Something is away; the stage waits for it. Told once until anything is committed again, or the reason changes.
     Held {
         /// `broker` or `registry`.
         what: &'static str,
@@ -128,12 +129,13 @@ impl DriftWorker {
     /// # Errors
     /// What cannot be mended by waiting: another instance, a missing topic, a state that cannot be read.
     pub fn run(self, stop: &Stop, drain: &Stop, observer: &dyn Fn(DriftObservation)) -> Result<(), DriftError> {
+        let reporter = Reporter { observer, held: RefCell::new(None) };
         let mut fenced = 0;
         loop {
-            let mut session = match Session::open(&self, observer) {
+            let mut session = match Session::open(&self, &reporter) {
                 Ok(session) => session,
                 Err(error) if error.is_retriable() => {
-                    observer(DriftObservation::Held { what: "broker", reason: error.to_string() });
+                    reporter.held("broker", error.to_string());
                     if stop.wait(PAUSE) {
                         return Ok(());
                     }
@@ -150,7 +152,7 @@ impl DriftWorker {
                     if fenced >= MOST_FENCED {
                         return Err(error);
                     }
-                    observer(DriftObservation::Held { what: "broker", reason: error.to_string() });
+                    reporter.held("broker", error.to_string());
                     if stop.wait(PAUSE) {
                         return Ok(());
                     }
@@ -158,6 +160,29 @@ impl DriftWorker {
                 Err(error) => return Err(error),
             }
         }
+    }
+}
+
+/// Tells the observer, but not the same hold again and again.
+struct Reporter<'a> {
+    observer: &'a dyn Fn(DriftObservation),
+    held: RefCell<Option<String>>,
+}
+
+impl Reporter<'_> {
+    fn tell(&self, observation: DriftObservation) {
+        (self.observer)(observation);
+    }
+
+    fn held(&self, what: &'static str, reason: String) {
+        if self.held.borrow().as_ref() != Some(&reason) {
+            *self.held.borrow_mut() = Some(reason.clone());
+            (self.observer)(DriftObservation::Held { what, reason });
+        }
+    }
+
+    fn goes_on(&self) {
+        *self.held.borrow_mut() = None;
     }
 }
 

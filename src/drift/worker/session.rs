@@ -7,7 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::state::{self, StateRecord};
-use super::{DriftError, DriftObservation, DriftWorker, PAUSE, RegistryProfiles, STAGE};
+use super::{DriftError, DriftObservation, DriftWorker, PAUSE, RegistryProfiles, Reporter, STAGE};
 use crate::broker::{
     BrokerError, Consumer, ConsumerSettings, NextOffset, Offsets, OutRecord, Producer, Records, StartAt, TopicPartition,
 };
@@ -39,7 +39,7 @@ pub(super) enum Ended {
 
 pub(super) struct Session<'a> {
     worker: &'a DriftWorker,
-    observer: &'a dyn Fn(DriftObservation),
+    reporter: &'a Reporter<'a>,
     consumer: Box<dyn Consumer>,
     producer: Box<dyn Producer>,
     monitor: Monitor,
@@ -58,7 +58,7 @@ pub(super) struct Session<'a> {
 
 impl<'a> Session<'a> {
     /// Restores the newest state and joins the group.
-    pub(super) fn open(worker: &'a DriftWorker, observer: &'a dyn Fn(DriftObservation)) -> Result<Self, DriftError> {
+    pub(super) fn open(worker: &'a DriftWorker, reporter: &'a Reporter<'a>) -> Result<Self, DriftError> {
         let DriftWorker { plan, monitor: monitor_plan, score, broker, .. } = worker;
         // The producer first: it fences an older instance, which may be about to write another state.
         let producer = broker.producer(Some(&format!("{}-{STAGE}", plan.name)))?;
@@ -96,7 +96,7 @@ impl<'a> Session<'a> {
         let columns = monitor_plan.features.len() + 1;
         Ok(Self {
             worker,
-            observer,
+            reporter,
             consumer,
             producer,
             monitor,
@@ -128,7 +128,7 @@ impl<'a> Session<'a> {
             let poll = match self.consumer.poll(POLL, WAIT) {
                 Ok(poll) => poll,
                 Err(error) if error.is_retriable() => {
-                    (self.observer)(DriftObservation::Held { what: "broker", reason: error.to_string() });
+                    self.reporter.held("broker", error.to_string());
                     stop.wait(PAUSE);
                     continue;
                 }
@@ -225,12 +225,12 @@ impl<'a> Session<'a> {
             self.next = observed.next;
             for (model_version, reason) in observed.unmonitored {
                 tracing::warn!(model_version, reason, "predictions of this version are not monitored");
-                (self.observer)(DriftObservation::Unmonitored { model_version, reason });
+                self.reporter.tell(DriftObservation::Unmonitored { model_version, reason });
             }
             if let Some(closed) = observed.closed {
                 self.commit(Some(closed))?;
             } else if let Some(reason) = observed.held {
-                (self.observer)(DriftObservation::Held { what: "registry", reason });
+                self.reporter.held("registry", reason);
                 if stop.wait(PAUSE) {
                     return Ok(false);
                 }
@@ -318,9 +318,10 @@ impl<'a> Session<'a> {
         let lag = self.lag(&positions);
         *self.starts.lock() = positions;
         let rows = std::mem::take(&mut self.uncommitted);
-        (self.observer)(DriftObservation::Progress { rows, lag });
+        self.reporter.goes_on();
+        self.reporter.tell(DriftObservation::Progress { rows, lag });
         if let Some(closed) = closed {
-            (self.observer)(DriftObservation::Window { closed: Box::new(closed), lag });
+            self.reporter.tell(DriftObservation::Window { closed: Box::new(closed), lag });
         }
         if failpoint::hit("drift.after_commit") {
             return Err(DriftError::Failpoint("drift.after_commit"));
