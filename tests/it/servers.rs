@@ -321,7 +321,7 @@ pub struct Consumed {
 pub struct Redis {
     port: u16,
     folder: tempfile::TempDir,
-    arguments: &'static [&'static str],
+    arguments: Vec<String>,
     process: Mutex<Option<Process>>,
 }
 
@@ -334,12 +334,13 @@ impl Redis {
 
     /// A server of one's own.
     pub fn start() -> Self {
-        Self::start_with(&[])
+        Self::start_with([])
     }
 
     /// A server of one's own, with more command-line arguments.
-    pub fn start_with(arguments: &'static [&'static str]) -> Self {
+    pub fn start_with<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Self {
         let folder = data_folder();
+        let arguments = arguments.into_iter().map(str::to_owned).collect();
         let redis = Self { port: free_port(), folder, arguments, process: Mutex::new(None) };
         redis.restart();
         redis
@@ -350,9 +351,12 @@ impl Redis {
         let mut command = Command::new("redis-server");
         command.args(["--bind", "127.0.0.1", "--port"]).arg(self.port.to_string());
         command.args(["--save", "", "--appendonly", "yes", "--appendfsync", "always", "--dir"]);
-        command.arg(self.folder.path()).args(self.arguments);
+        command.arg(self.folder.path()).args(&self.arguments);
         let mut process = Process::spawn("Redis", command, self.folder.path().join("server.log"));
-        process.wait_ready(|| ask(self.port, b"PING\r\n").starts_with("+PONG"));
+        process.wait_ready(|| {
+            let answer = ask(self.port, b"PING\r\n");
+            answer.starts_with("+PONG") || answer.starts_with("-NOAUTH")
+        });
         *self.process.lock().unwrap() = Some(process);
     }
 

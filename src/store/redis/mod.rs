@@ -3,7 +3,8 @@
 //! A row is one command: the server compares its version with the stored one and writes or does not, so that no writer
 //! reads first. Commands go out in pipelines of bounded size, several in flight. Memory: Redis keeps a hash compact
 //! (listpack) while it has at most `hash-max-listpack-entries` fields of at most `hash-max-listpack-value` bytes (512 and
-//! 64 by default); every feature is one field, every view and the version one more.
+//! 64 by default); every feature is one field, every view and the version one more. TLS trusts the system's certificates,
+//! or those in `SSL_CERT_FILE`.
 
 mod script;
 
@@ -52,7 +53,7 @@ pub(super) struct RedisOnline {
     layout: Layout,
     name: String,
     pipeline: String,
-    /// Arguments that all writes share: private field, time to live, number of fields of each view.
+    /// Arguments that all writes share: time to live, number of fields of each view.
     ttl: Bytes,
     shape: Bytes,
     /// Field names of all views, in order.
@@ -219,10 +220,10 @@ impl RedisOnline {
         for row in chunk {
             let key = Key::from(rows.key(row));
             let mut args = Vec::with_capacity(4 + 2 * self.fields.len());
-            args.push(Reply::Bytes(self.layout.private_field().clone()));
-            args.push(Reply::Bytes(rows.version(row)));
             args.push(Reply::Bytes(self.ttl.clone()));
             args.push(Reply::Bytes(self.shape.clone()));
+            args.push(Reply::Bytes(self.layout.private_field().clone()));
+            args.push(Reply::Bytes(rows.version(row)));
             for (field, value) in self.fields.iter().zip(rows.values(row)) {
                 args.push(Reply::Bytes(field.clone()));
                 args.push(Reply::Bytes(value));

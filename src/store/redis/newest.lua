@@ -28,13 +28,14 @@ local function instant(text)
   return seconds, nanos
 end
 
--- KEYS[1]: the entity's hash. ARGV: private field, version (seconds i64, nanoseconds i32, sequence i64), time to live in
--- milliseconds (0: none), number of fields of each view as u16, then field and value of each view's timestamp and features.
+-- KEYS[1]: the entity's hash. ARGV: time to live in milliseconds (0: none), number of fields of each view as u16, then
+-- fields and values: the private one with the version (seconds i64, nanoseconds i32, sequence i64), then each view's
+-- timestamp and features.
 -- Writes nothing over a newer version, and no view over a newer timestamp that Feast has written there. Answers with the
 -- number of views written.
 local function newest(keys, argv)
-  local key, private, version, ttl, shape = keys[1], argv[1], argv[2], argv[3], argv[4]
-  local ask, ends, at = { private }, {}, 5
+  local key, ttl, shape, version = keys[1], argv[1], argv[2], argv[4]
+  local ask, ends, at = { argv[3] }, {}, 5
   for view = 1, #shape / 2 do
     local low, high = string.byte(shape, 2 * view - 1, 2 * view)
     ask[view + 1] = argv[at]
@@ -54,17 +55,17 @@ local function newest(keys, argv)
       redis.call('HSET', key, unpack(argv, from, math.min(from + 3999, last)))
     end
   end
-  local written, first, run, checked, newer = 0, 5, nil, nil, false
+  -- The fields to write, in runs that lie together: from the private one on, up to the next view to leave alone.
+  local written, first, run, checked, newer = 0, 5, 3, nil, false
   for view = 1, #ends do
     local timestamp = stored[view + 1]
     if not timestamp then
-      newer = false
+      newer, checked = false, nil
     elseif timestamp ~= checked then
       local s, n = instant(timestamp)
       newer = s ~= nil and (s > seconds or (s == seconds and n > nanos))
       checked = timestamp
     end
-    if not timestamp then checked = nil end
     if newer then
       if run then write(run, first - 1) end
       run = nil
@@ -75,7 +76,6 @@ local function newest(keys, argv)
     first = ends[view] + 1
   end
   if run then write(run, first - 1) end
-  redis.call('HSET', key, private, version)
   if ttl ~= '0' then redis.call('PEXPIRE', key, ttl) end
   return written
 end

@@ -42,6 +42,25 @@ fn run_python(script: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// Runs one of these tests in a process of its own, with variables of its own, and says whether it came to its end.
+fn in_child(test: &str, folder: &Path, variables: &[(&str, &str)]) -> bool {
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", &format!("stores::{test}"), "--nocapture", "--test-threads=1"])
+        .env("DRIFTLINE_TEST_CHILD", folder)
+        .envs(variables.iter().copied())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&child.stdout) + String::from_utf8_lossy(&child.stderr);
+    assert!(!text.contains("panicked"), "{text}");
+    assert!(!child.status.success() || text.contains("1 passed"), "{text}");
+    child.status.success()
+}
+
+/// The folder to work in, where this process is such a child.
+fn child_folder() -> Option<PathBuf> {
+    std::env::var_os("DRIFTLINE_TEST_CHILD").map(PathBuf::from)
+}
+
 fn column(name: &str, data_type: DataType) -> Column {
     Column { name: name.into(), data_type }
 }

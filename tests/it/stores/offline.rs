@@ -1,5 +1,5 @@
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::compute::concat_batches;
@@ -8,7 +8,7 @@ use driftline::broker::{NextOffset, Offsets, TopicPartition};
 use driftline::config::plan::{OnlinePlan, Plan};
 use driftline::store::{Checkpoint, Manifest, OfflineStore};
 
-use super::{Row, feature_rows, plan, run_python, runtime};
+use super::{Row, child_folder, feature_rows, in_child, plan, run_python, runtime};
 
 const START: i64 = 1_767_323_045_123;
 
@@ -267,24 +267,6 @@ fn python_reads_the_files_as_they_lie() {
     assert_eq!(output.trim(), "1600 rows in 3 files: pyarrow and DuckDB agree with what was written");
 }
 
-/// Runs one of the tests below in a process of its own, which may be killed, and says whether it came to its end.
-fn in_child(test: &str, folder: &Path, failpoints: &str) -> bool {
-    let child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", &format!("stores::offline::{test}"), "--nocapture", "--test-threads=1"])
-        .env("DRIFTLINE_TEST_CHILD", folder)
-        .env("DRIFTLINE_FAILPOINTS", failpoints)
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&child.stdout);
-    assert!(!text.contains("panicked") && !text.contains("FAILED"), "{text}");
-    child.status.success()
-}
-
-/// The folder to work in, where this process is such a child.
-fn child_folder() -> Option<PathBuf> {
-    std::env::var_os("DRIFTLINE_TEST_CHILD").map(PathBuf::from)
-}
-
 /// Goes on from the newest checkpoint, as a restarted worker does.
 #[cfg(feature = "failpoints")]
 fn go_on(folder: &Path) -> Result<Manifest, driftline::store::OfflineError> {
@@ -314,7 +296,9 @@ fn a_crash_between_files_leaves_the_checkpoint_before(
     #[values("kill", "error@1")] action: &str,
 ) {
     let folder = tempfile::tempdir().unwrap();
-    let child = |failpoints: &str| in_child("child_takes_one_checkpoint", folder.path(), failpoints);
+    let child = |failpoints: &str| {
+        in_child("offline::child_takes_one_checkpoint", folder.path(), &[("DRIFTLINE_FAILPOINTS", failpoints)])
+    };
     assert!(child(""));
     let before = open(folder.path()).latest(0).unwrap().unwrap();
 
@@ -379,6 +363,6 @@ fn child_fills_its_disk() {
 #[test]
 fn a_disk_that_cannot_take_more_holds_back_and_loses_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    assert!(in_child("child_fills_its_disk", folder.path(), ""));
+    assert!(in_child("offline::child_fills_its_disk", folder.path(), &[]));
     assert_eq!(open(folder.path()).latest(0).unwrap().unwrap().rows(), 20_000);
 }

@@ -9,7 +9,7 @@ use driftline::store::feast::{Layout, python_repository, timestamp_field};
 use driftline::store::{GroupRead, OnlineStore, Status, Value, key_from_text, lookup, open_online};
 use proptest::prelude::*;
 
-use super::{Row, feature_rows, plan, run_python, runtime};
+use super::{Row, child_folder, feature_rows, in_child, plan, run_python, runtime};
 use crate::servers::{Redis, unique, until};
 
 const START: i64 = 1_767_323_045_123;
@@ -275,8 +275,48 @@ fn users_without_functions_get_a_script_and_wrong_passwords_a_plain_answer() {
 }
 
 #[test]
+fn child_writes_over_tls() {
+    let (Some(_), Ok(url)) = (child_folder(), std::env::var("DRIFTLINE_TEST_REDIS")) else { return };
+    let store = open(&redis_plan(url, "tls"));
+    let row = Row::new(1, "ann", START, 1);
+    if std::env::var_os("DRIFTLINE_TEST_STRANGER").is_none() {
+        store.ping().unwrap();
+        store.write(&feature_rows(std::slice::from_ref(&row)), &never).unwrap();
+        assert_eq!(store.read(&row.key()).unwrap(), row.read());
+    } else {
+        let error = store.ping().unwrap_err().to_string();
+        assert!(error.contains("certificate"), "{error}");
+    }
+}
+
+#[test]
+fn tls_is_spoken_and_certificates_are_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (certificate, key) = (path("certificate.pem"), path("key.pem"));
+    let made = std::process::Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
+        .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"])
+        .args(["-keyout", &key, "-out", &certificate])
+        .output()
+        .expect("openssl can be started");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let arguments = ["--tls-port", &port, "--tls-auth-clients", "no", "--tls-cert-file", &certificate]
+        .into_iter()
+        .chain(["--tls-key-file", &key, "--tls-ca-cert-file", &certificate, "--requirepass", "secret"]);
+    let redis = Redis::start_with(arguments);
+    let url = format!("rediss://:secret@127.0.0.1:{port}");
+    let trusting = [("DRIFTLINE_TEST_REDIS", url.as_str()), ("SSL_CERT_FILE", &certificate)];
+    assert!(in_child("online::child_writes_over_tls", folder.path(), &trusting));
+    let stranger = [("DRIFTLINE_TEST_REDIS", url.as_str()), ("DRIFTLINE_TEST_STRANGER", "1")];
+    assert!(in_child("online::child_writes_over_tls", folder.path(), &stranger));
+    drop(redis);
+}
+
+#[test]
 fn a_cluster_is_written_and_read() {
-    let redis = Redis::start_with(&["--cluster-enabled", "yes", "--cluster-announce-ip", "127.0.0.1"]);
+    let redis = Redis::start_with(["--cluster-enabled", "yes", "--cluster-announce-ip", "127.0.0.1"]);
     assert_eq!(redis.command(&[b"CLUSTER", b"ADDSLOTSRANGE", b"0", b"16383"]), b"OK");
     until("the cluster is up", Duration::from_secs(60), || {
         redis.command(&[b"CLUSTER", b"INFO"]).starts_with(b"cluster_state:ok")
