@@ -58,14 +58,15 @@ pub fn load_with(path: &Path, environment: Environment<'_>, overrides: &[(String
     }
 }
 
-/// The folder that holds `pipelines/`, for a pipeline in such a folder; else the pipeline's own.
+/// The nearest folder above that holds both `pipelines/` and `schemas/`; else the one above a folder `pipelines/` that the
+/// pipeline is in; else the pipeline's own.
 fn project_root(folder: &Path) -> PathBuf {
-    match folder.parent() {
-        Some(parent) if parent.file_name().is_some_and(|name| name == "pipelines") => {
-            parent.parent().unwrap_or(folder).to_owned()
-        }
-        _ => folder.to_owned(),
-    }
+    let above = || folder.ancestors().skip(1);
+    above()
+        .find(|root| root.join("pipelines").is_dir() && root.join("schemas").is_dir())
+        .or_else(|| above().find(|f| f.file_name().is_some_and(|name| name == "pipelines"))?.parent())
+        .unwrap_or(folder)
+        .to_owned()
 }
 
 fn read(

@@ -12,8 +12,9 @@ pub struct Plan {
     pub name: String,
     /// Folder of `pipeline.toml`, absolute.
     pub folder: PathBuf,
-    /// The project's root, absolute: what holds `pipelines/`, where the pipeline is in such a folder, else the pipeline's own
-    /// folder. Relative data paths start here and commands run here, whatever directory driftline is started in.
+    /// The project's root, absolute: the nearest folder above that holds `pipelines/` and `schemas/` (or only `pipelines/`
+    /// with this one in it), else the pipeline's own folder. Relative data paths start here and commands run here, whatever
+    /// directory driftline is started in.
     pub root: PathBuf,
     /// First 16 hex digits of SHA-256 over everything that decides feature values: entities, sources, features, derived.
     pub definition: String,

@@ -441,6 +441,24 @@ fn the_plan_can_be_read() {
     assert!(explained.contains("state of one customer: "), "{explained}");
 }
 
+#[rstest]
+#[case("pipelines/churn")]
+#[case("tests/pipelines/cdnow")]
+fn the_repository_s_own_pipelines_load(#[case] pipeline: &str) {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let plan = load(&repository.join(pipeline), &|_| None).unwrap_or_else(|faults| panic!("{faults}"));
+    assert_eq!(plan.root, repository);
+    assert!(plan.explain().contains("state of one customer: "));
+}
+
+#[test]
+fn the_policy_is_parsed() {
+    let text = PIPELINE.replace("[retraining]\n", "[retraining]\nwhen = \"drifted_feature >= 1\"\n");
+    let found = lines(load_text(&text));
+    assert_eq!(found.len(), 1);
+    assert!(found[0].starts_with("57:9 "), "{found:?}");
+}
+
 #[test]
 fn rendered_faults() {
     let text = PIPELINE

@@ -6,6 +6,7 @@ use crate::config::document::{Collector, Site};
 use crate::config::plan::{Column, DataType, GatesPlan, MonitorPlan, MonitorWindow, RetrainingPlan, ScorePlan};
 use crate::config::spec::{MonitorSpec, RetrainingSpec, ScoreSpec, Spec};
 use crate::config::{defaults, names, units};
+use crate::retrain::policy::Policy;
 
 pub(super) struct Model {
     pub(super) score: Option<ScorePlan>,
@@ -175,9 +176,10 @@ fn monitor_plan(
 }
 
 fn retraining_plan(pipeline: &str, spec: &RetrainingSpec, site: &Site<'_>, faults: &mut Collector) -> RetrainingPlan {
-    if spec.when.trim().is_empty() {
-        let help = format!("such as {}", defaults::when());
-        faults.report(&site.get("when").value(), "the policy is empty", Some(help));
+    if let Err(error) = Policy::parse(&spec.when) {
+        let at = spec.when.char_indices().nth(error.column - 1).map_or(spec.when.len(), |(at, _)| at);
+        let end = spec.when[at..].find(char::is_whitespace).map_or(spec.when.len(), |length| at + length);
+        faults.report(&site.get("when").text(at..end), error.problem, Some(format!("such as {}", defaults::when())));
     }
     if spec.command.first().is_none_or(|program| program.trim().is_empty()) {
         let help = "the program and its arguments: [\"python3\", \"pipelines/churn/train.py\"]";
