@@ -1,20 +1,19 @@
-//! ONNX Runtime: its library, its sessions. The only file that knows the `ort` crate.
+//! Models in ONNX Runtime. Only this module knows the `ort` crate.
 
-use std::path::PathBuf;
+mod environment;
+mod graph;
+
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, OnceLock};
 
 use ort::environment::Environment;
-use ort::ep::ExecutionProvider;
-use ort::logging::LogLevel;
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
-use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
-use ort::session::{HasSelectedOutputs, IoBinding, OutputSelector, RunOptions, Session};
-use ort::value::{DynValue, Outlet, Tensor, TensorElementType, TensorRef, ValueType};
+use ort::session::IoBinding;
+use ort::value::{DynValue, Tensor, TensorRef};
 
+use self::environment::environment;
+use self::graph::{Build, Graph, Maker};
+use super::ModelError;
 use super::bundle::{Bundle, MODEL, PREPROCESSOR, Task};
-use super::library::{self, Candidate};
-use super::{ModelError, library::VARIABLE};
 use crate::config::plan::ScorePlan;
 
 /// Name of the preprocessor's input.
@@ -249,163 +248,6 @@ fn sizes(batch_rows: usize) -> Vec<usize> {
     sizes
 }
 
-/// Why a model could not be made with a set of providers.
-enum Build {
-    Provider(Provider, String),
-    Model(ModelError),
-}
-
-impl From<ModelError> for Build {
-    fn from(error: ModelError) -> Self {
-        Self::Model(error)
-    }
-}
-
-struct Maker<'a> {
-    environment: &'a Environment,
-    options: &'a SessionOptions,
-    accelerators: &'a [Provider],
-}
-
-impl Maker<'_> {
-    fn graph(
-        &self,
-        file: &'static str,
-        bytes: &[u8],
-        [input, output]: [&'static str; 2],
-        width: Option<usize>,
-    ) -> Result<Graph, Build> {
-        let refused = |reason: String| ModelError::Session { file, reason };
-        let mut builder = self.builder().map_err(|e| refused(e.to_string()))?;
-        for accelerator in self.accelerators {
-            let shape = |rows: usize| format!("{input}:{rows}x{}", width.unwrap_or(1));
-            register(*accelerator, &mut builder, &shape, self.options.batch_rows)
-                .map_err(|reason| Build::Provider(*accelerator, reason))?;
-        }
-        let session = builder.commit_from_memory(bytes).map_err(|e| refused(e.to_string()))?;
-        let options = RunOptions::new().map_err(|e| refused(e.to_string()))?;
-        let options = options.with_outputs(OutputSelector::no_default().with(output));
-        let graph = Graph { session, options, file, input, output };
-        graph.check(width)?;
-        Ok(graph)
-    }
-
-    fn builder(&self) -> ort::Result<SessionBuilder> {
-        // One batch runs at a time and other threads want the processor: no second pool, no spinning. Batches differ in
-        // size, so memory patterns of one do not fit the next.
-        let builder = Session::builder(self.environment)?
-            .with_optimization_level(GraphOptimizationLevel::All)?
-            .with_parallel_execution(false)?
-            .with_inter_threads(1)?
-            .with_intra_threads(self.options.threads.max(1))?
-            .with_intra_op_spinning(false)?
-            .with_memory_pattern(false)?;
-        Ok(builder)
-    }
-}
-
-/// Adds a provider to a session that is about to be made.
-#[cfg_attr(
-    not(feature = "tensorrt"),
-    expect(unused_variables, reason = "only TensorRT wants to know shapes beforehand")
-)]
-fn register(
-    provider: Provider,
-    builder: &mut SessionBuilder,
-    shape: &dyn Fn(usize) -> String,
-    batch_rows: usize,
-) -> Result<(), String> {
-    match provider {
-        #[cfg(feature = "tensorrt")]
-        Provider::Tensorrt => ort::ep::TensorRT::default()
-            // Without a profile the first batch of every new size would build an engine in the middle of the traffic.
-            .with_profile_min_shapes(shape(1))
-            .with_profile_opt_shapes(shape(batch_rows))
-            .with_profile_max_shapes(shape(batch_rows))
-            .register(builder)
-            .map_err(|e| e.to_string()),
-        #[cfg(feature = "cuda")]
-        Provider::Cuda => ort::ep::CUDA::default().register(builder).map_err(|e| e.to_string()),
-        Provider::Cpu => Ok(()),
-        #[cfg(not(all(feature = "cuda", feature = "tensorrt")))]
-        other => Err(format!("this build of driftline was made without the cargo feature '{}'", other.name())),
-    }
-}
-
-/// A session that takes one matrix and gives one.
-struct Graph {
-    session: Session,
-    options: RunOptions<HasSelectedOutputs>,
-    file: &'static str,
-    input: &'static str,
-    output: &'static str,
-}
-
-impl Graph {
-    fn wrong(&self, problem: String) -> ModelError {
-        ModelError::Graph { file: self.file, problem }
-    }
-
-    fn refused(&self, error: &ort::Error) -> ModelError {
-        ModelError::Session { file: self.file, reason: error.to_string() }
-    }
-
-    fn failed(&self, rows: usize) -> impl Fn(ort::Error) -> ModelError + use<> {
-        let file = self.file;
-        move |error| ModelError::Run { file, rows, reason: error.to_string() }
-    }
-
-    fn check(&self, width: Option<usize>) -> Result<(), ModelError> {
-        let [input] = self.session.inputs() else {
-            let names = names(self.session.inputs());
-            return Err(self.wrong(format!("it has the inputs {names}, and must have '{}' alone", self.input)));
-        };
-        if input.name() != self.input {
-            return Err(self.wrong(format!("its input is '{}', and must be '{}'", input.name(), self.input)));
-        }
-        let columns = self.columns("input", input)?;
-        if let (Some(columns), Some(width)) = (columns, width)
-            && columns != width
-        {
-            let from = if self.file == PREPROCESSOR { "bundle.toml lists" } else { "preprocessor.onnx gives" };
-            return Err(self.wrong(format!("input '{}' has {columns} columns, and {from} {width}", self.input)));
-        }
-        self.output_width().map(|_| ())
-    }
-
-    /// Columns of the output, where the graph says.
-    fn output_width(&self) -> Result<Option<usize>, ModelError> {
-        let outputs = self.session.outputs();
-        match outputs.iter().find(|output| output.name() == self.output) {
-            Some(output) => self.columns("output", output),
-            None => Err(self.wrong(format!("it gives {}, and no '{}'", names(outputs), self.output))),
-        }
-    }
-
-    /// Columns of a float32 matrix with a free number of rows.
-    fn columns(&self, what: &str, outlet: &Outlet) -> Result<Option<usize>, ModelError> {
-        let wrong = |problem: &str| self.wrong(format!("{what} '{}' {problem}", outlet.name()));
-        let ValueType::Tensor { ty, shape, .. } = outlet.dtype() else {
-            return Err(wrong("is no tensor; export classifiers without zipmap"));
-        };
-        if *ty != TensorElementType::Float32 {
-            return Err(wrong(&format!("is {ty}, and must be float32")));
-        }
-        let [rows, columns] = shape[..] else {
-            return Err(wrong(&format!("has {} dimensions, and must have 2", shape.len())));
-        };
-        if rows >= 0 {
-            return Err(wrong(&format!("is fixed to {rows} rows; export it with a free first dimension")));
-        }
-        Ok(usize::try_from(columns).ok())
-    }
-}
-
-fn names(outlets: &[Outlet]) -> String {
-    let names: Vec<String> = outlets.iter().map(|outlet| format!("'{}'", outlet.name())).collect();
-    if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
-}
-
 /// Both graphs on borrowed memory: the matrix is not copied, and the inputs pass from one session to the other as they are.
 fn run_direct(
     preprocessor: &mut Graph,
@@ -501,56 +343,6 @@ impl Bound {
             }
         }
     }
-}
-
-/// ONNX Runtime, loaded once for the whole process.
-fn environment() -> Result<&'static Environment, ModelError> {
-    static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
-    static LOADING: Mutex<()> = Mutex::new(());
-    if let Some(environment) = ENVIRONMENT.get() {
-        return Ok(environment);
-    }
-    // A second thread waits for the first one's answer instead of loading beside it.
-    let _loading = LOADING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    match ENVIRONMENT.get() {
-        Some(environment) => Ok(environment),
-        None => load_environment().map(|environment| ENVIRONMENT.get_or_init(|| environment)),
-    }
-}
-
-fn load_environment() -> Result<Environment, ModelError> {
-    let variable = std::env::var_os(VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let program = std::env::current_exe().ok().and_then(|exe| exe.parent().map(PathBuf::from));
-    let starts: Vec<PathBuf> = std::env::current_dir().ok().into_iter().chain(program).collect();
-    let mut looked = Vec::new();
-    for candidate in library::candidates(variable.as_deref(), &starts) {
-        match candidate {
-            Candidate::Absent(path) => looked.push((path, "the Python package onnxruntime is not there".to_owned())),
-            Candidate::Library(path) => match open(&path) {
-                Ok(environment) => {
-                    tracing::info!(library = %path.display(), build = ort::info(), "loaded ONNX Runtime");
-                    return Ok(environment);
-                }
-                Err(reason) => looked.push((path, reason)),
-            },
-        }
-    }
-    Err(ModelError::Library { needed: ort::MINOR_VERSION, looked })
-}
-
-fn open(path: &std::path::Path) -> Result<Environment, String> {
-    let builder = ort::init_from(path).map_err(|e| e.to_string())?;
-    // What matters comes back as errors from calls. The rest, as graphs that promise one row and give many, would be said
-    // once a batch.
-    let builder = builder.with_name("driftline").with_telemetry(false).with_logger(Arc::new(
-        |level: LogLevel, _category: &str, _id: &str, location: &str, message: &str| match level {
-            LogLevel::Verbose | LogLevel::Info => tracing::trace!(target: "onnxruntime", location, "{message}"),
-            _ => tracing::debug!(target: "onnxruntime", location, "{message}"),
-        },
-    ));
-    let environment = builder.build().map_err(|e| e.to_string())?;
-    environment.set_log_level(LogLevel::Warning);
-    Ok(environment)
 }
 
 #[cfg(test)]

@@ -331,8 +331,10 @@ fn versions_that_do_not_fit_are_refused_once_and_the_running_one_stays() {
         ("17", "has no version 17 of model 'm'; it has 1, 2, 3, 4, 5"),
     ];
     for (version, expected) in reasons {
-        // The registry itself would not let an alias mean a broken version.
-        std::fs::write(world.alias_file(), version).unwrap();
+        // The registry itself would not let an alias mean a broken version. Replaced whole, because the watch may be reading.
+        let partial = world.root.path().join("alias");
+        std::fs::write(&partial, version).unwrap();
+        std::fs::rename(&partial, world.alias_file()).unwrap();
         for _ in 0..3 {
             watch.ask_now();
         }
