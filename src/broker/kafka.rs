@@ -279,11 +279,16 @@ impl KafkaBroker {
         }
     }
 
-    /// Numbers of partitions of a topic, or `None` where it does not exist.
+    /// Numbers of partitions of a topic, or `None` where it does not exist. All of them have a leader.
     fn partitions(&self, topic: &str) -> Result<Option<Vec<i32>>, BrokerError> {
         let metadata = self.metadata("describing a topic", Some(topic))?;
         let found = metadata.topics().iter().find(|t| t.name() == topic);
         match found.map(|t| (t, t.error().map(Code::from))) {
+            Some((t, None)) if t.partitions().iter().any(|p| p.leader() < 0) => {
+                let asker = self.asker.lock();
+                let reason = format!("{topic}: {}", Code::LeaderNotAvailable);
+                Err(self.link.fault("describing a topic", Code::LeaderNotAvailable, &reason, asker.context()))
+            }
             Some((t, None)) if !t.partitions().is_empty() => Ok(Some(t.partitions().iter().map(|p| p.id()).collect())),
             None | Some((_, None | Some(Code::UnknownTopicOrPartition | Code::UnknownTopic))) => Ok(None),
             Some((_, Some(code))) => {

@@ -579,6 +579,8 @@ fn a_missing_topic_is_named(#[case] kind: Kind) {
         assert!(matches!(&error, BrokerError::NoSuchTopic { topic, .. } if **topic == *missing), "{error}");
     };
     told(subject.broker.consumer(settings("g", &missing, |_| StartAt::Committed)).err().unwrap());
+    let record = OutRecord { topic: &missing, value: Some(b"1"), ..OutRecord::default() };
+    told(subject.broker.producer(None).unwrap().send(record).unwrap_err());
     told(subject.broker.read(&TopicPartition::new(missing.clone(), 0), NextOffset(0), 1, SOON).unwrap_err());
     assert_eq!(subject.broker.topic(&missing).unwrap(), None, "asking creates nothing");
 }
@@ -689,11 +691,12 @@ fn a_lost_cluster_is_waited_for_and_nothing_is_lost() {
     let broker = open_kafka(&kafka);
     let subject = Subject { broker, _folder: None };
     let (topic, output, group) = (subject.topic(1), subject.topic(1), unique("g"));
-    subject.write(&topic, 0, 0..5);
+    let mut plain = subject.broker.producer(None).unwrap();
+    (0..5).for_each(|value| send(&mut *plain, &topic, 0, value));
+    plain.commit(&Offsets::new(), None).unwrap();
     let mut consumer = subject.consumer(&group, &topic);
     assert_eq!(take(&mut *consumer, 5), (0..5).collect::<Vec<_>>());
     let mut producer = subject.broker.producer(Some(&unique("id"))).unwrap();
-    let mut plain = subject.broker.producer(None).unwrap();
     producer.begin().unwrap();
     (0..5).for_each(|value| send(&mut *producer, &output, 0, value));
     producer.commit(&at(&topic, 0, 5), Some(&consumer.token().unwrap())).unwrap();

@@ -230,8 +230,14 @@ impl Kafka {
     /// Creates a topic with a name of its own.
     pub fn topic(&self, prefix: &str, partitions: i32) -> String {
         let name = unique(prefix);
+        self.create(&name, partitions);
+        name
+    }
+
+    /// Creates a topic with this name.
+    pub fn create(&self, name: &str, partitions: i32) {
         let admin: AdminClient<DefaultClientContext> = self.client().create().expect("the client's settings are valid");
-        let topic = NewTopic::new(&name, partitions, TopicReplication::Fixed(1));
+        let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
         let made = admin.create_topics([&topic], &AdminOptions::new().operation_timeout(Some(START)));
         tokio::runtime::Builder::new_current_thread()
             .build()
@@ -241,7 +247,6 @@ impl Kafka {
             .pop()
             .expect("one topic was asked for")
             .expect("the topic is new");
-        name
     }
 
     /// Writes records outside of any transaction and waits until they are acknowledged.

@@ -258,7 +258,11 @@ impl Log {
         }
         drop(state);
         self.changed.notify_all();
-        self.tidy()
+        // The records are committed, whatever becomes of old ones.
+        if let Err(error) = self.tidy() {
+            tracing::warn!(%error, "expired or superseded records could not be dropped");
+        }
+        Ok(())
     }
 
     /// Committed offsets of a group. Sees every commit that was allowed before the call.

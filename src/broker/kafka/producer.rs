@@ -7,6 +7,7 @@ use rdkafka::bindings as native;
 use rdkafka::error::{KafkaError, RDKafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{Header as ClientHeader, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+use rustc_hash::FxHashSet;
 
 use super::consumer::to_list;
 use super::context::Context;
@@ -27,6 +28,8 @@ pub(super) struct KafkaProducer {
     id: Option<String>,
     phase: Phase,
     sends: u32,
+    /// Topics that are there. The client itself waits half a minute for one that is not.
+    known: FxHashSet<String>,
 }
 
 /// How far the transaction is.
@@ -63,7 +66,8 @@ impl KafkaProducer {
             None => config.set("message.timeout.ms", "0"),
         };
         let client: BaseProducer<Context> = link.client(&config)?;
-        let producer = Self { client, link, id: id.map(str::to_owned), phase: Phase::None, sends: 0 };
+        let producer =
+            Self { client, link, id: id.map(str::to_owned), phase: Phase::None, sends: 0, known: FxHashSet::default() };
         if producer.id.is_some() {
             let ready = producer.client.init_transactions(PATIENCE);
             producer.look();
@@ -86,6 +90,26 @@ impl KafkaProducer {
 
     fn fenced(&self) -> BrokerError {
         BrokerError::Fenced { taken: format!("transactional id '{}'", self.id.as_deref().unwrap_or_default()) }
+    }
+
+    /// Makes sure that a topic exists before the first record goes to it.
+    fn check_topic(&mut self, topic: &str) -> Result<(), BrokerError> {
+        if self.known.contains(topic) {
+            return Ok(());
+        }
+        let metadata = self.client.client().fetch_metadata(Some(topic), PATIENCE);
+        let metadata = metadata.map_err(|error| self.link.error("looking for a topic", &error, self.context()))?;
+        let found = metadata.topics().iter().find(|t| t.name() == topic);
+        match found.map(|t| t.error().map(Code::from)) {
+            None | Some(Some(Code::UnknownTopicOrPartition | Code::UnknownTopic)) => {
+                Err(self.link.no_such_topic(topic))
+            }
+            Some(Some(code)) => Err(self.undelivered(topic, code)),
+            Some(None) => {
+                self.known.insert(topic.to_owned());
+                Ok(())
+            }
+        }
     }
 
     fn undecided(&self) -> BrokerError {
@@ -230,6 +254,7 @@ impl Producer for KafkaProducer {
         if self.phase == Phase::Deciding {
             return Err(self.undecided());
         }
+        self.check_topic(record.topic)?;
         let mut out = BaseRecord::to(record.topic);
         (out.partition, out.key, out.payload, out.timestamp) =
             (record.partition, record.key, record.value, record.timestamp);
