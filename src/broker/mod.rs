@@ -95,6 +95,8 @@ pub struct TopicInfo {
 pub enum StartAt {
     /// At the group's committed offset, or at the earliest where there is none.
     Committed,
+    /// At the earliest record, whatever the group has committed: a task without a checkpoint rebuilds its state.
+    Earliest,
     /// At this offset whatever the group has committed: a task restores its state by reading from its checkpoint.
     Offset(NextOffset),
 }

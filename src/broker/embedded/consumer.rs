@@ -75,12 +75,14 @@ impl EmbeddedConsumer {
         let committed = self.log.committed(&self.group, &partitions)?;
         for partition in &partitions {
             let start = (self.start)(partition);
-            let next = match start {
-                StartAt::Offset(next) => next.0,
-                StartAt::Committed => match committed.get(partition) {
-                    Some(next) => next.0,
-                    None => self.log.state.lock().span(partition).map_or(0, |span| span.start),
-                },
+            let known = match start {
+                StartAt::Offset(next) => Some(next),
+                StartAt::Committed => committed.get(partition).copied(),
+                StartAt::Earliest => None,
+            };
+            let next = match known {
+                Some(next) => next.0,
+                None => self.log.state.lock().span(partition).map_or(0, |span| span.start),
             };
             self.owned.push(Owned { partition: partition.clone(), start, next, paused: false });
         }

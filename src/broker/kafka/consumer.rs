@@ -131,6 +131,7 @@ impl KafkaConsumer {
                 next: match start {
                     StartAt::Offset(next) => Some(next.0),
                     StartAt::Committed => committed.get(partition).map(|next| next.0),
+                    StartAt::Earliest => None,
                 },
                 end: None,
                 fetched: false,
