@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -50,6 +50,42 @@ pub struct Happening {
     pub text: String,
 }
 
+/// A turn in a pipeline's life that others wait for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Milestone {
+    /// An incident opened.
+    DriftOpened {
+        /// Incident.
+        incident: String,
+        /// Columns, the strongest evidence first.
+        columns: Vec<String>,
+    },
+    /// An incident was resolved.
+    DriftResolved {
+        /// Incident.
+        incident: String,
+    },
+    /// The monitor asked for a retraining.
+    RetrainingAsked {
+        /// Request.
+        id: String,
+    },
+    /// A candidate was trained.
+    Trained,
+    /// The alias means a new version.
+    Promoted {
+        /// Version.
+        version: String,
+    },
+    /// The candidate was turned down, or training failed.
+    NotPromoted,
+    /// A version is in use by the scoring stage.
+    InUse {
+        /// Version.
+        version: String,
+    },
+}
+
 /// Counts of one source: `read = applied + filtered + late + dead`, plus what is still waiting for the other sources.
 #[derive(Debug, Default)]
 pub struct SourceCounts {
@@ -92,7 +128,12 @@ pub struct Board {
     /// Newest drift numbers, by column: evidence, and whether it counts as drifted.
     drift: Mutex<Vec<(String, f64, f64, bool)>>,
     incident: Mutex<Option<String>>,
+    /// Lag, entities and bytes by worker; the atomics above hold their sums.
+    workers: Mutex<BTreeMap<usize, (u64, u64, u64)>>,
     happenings: Mutex<(u64, VecDeque<Happening>)>,
+    milestones: Mutex<Vec<(i64, Milestone)>>,
+    /// True where somebody shows the happenings, so that the log need not.
+    shown: AtomicBool,
 }
 
 impl Board {
@@ -102,10 +143,16 @@ impl Board {
         Arc::new(Self { sources, ..Self::default() })
     }
 
+    /// Keeps happenings out of the log from now on, because the caller shows them.
+    pub fn show_elsewhere(&self) {
+        self.shown.store(true, Ordering::Relaxed);
+    }
+
     /// Notes a happening.
     pub fn say(&self, kind: Kind, event_time: Option<i64>, text: impl Into<String>) {
         let text = text.into();
         match kind {
+            _ if self.shown.load(Ordering::Relaxed) => {}
             Kind::Warning => tracing::warn!("{text}"),
             _ => tracing::info!("{text}"),
         }
@@ -116,6 +163,16 @@ impl Board {
             guard.1.pop_front();
         }
         guard.1.push_back(Happening { number, at: clock::now_ms(), event_time, kind, text });
+    }
+
+    /// Notes a milestone.
+    pub fn reach(&self, milestone: Milestone) {
+        self.milestones.lock().push((clock::now_ms(), milestone));
+    }
+
+    /// All milestones so far, with the wall clock (milliseconds) of each.
+    pub fn milestones(&self) -> Vec<(i64, Milestone)> {
+        self.milestones.lock().clone()
     }
 
     /// Happenings with a number greater than `after`, oldest first.
@@ -136,6 +193,16 @@ impl Board {
     /// Predictions by version.
     pub fn versions(&self) -> BTreeMap<String, u64> {
         self.versions.lock().clone()
+    }
+
+    /// Notes a worker's lag, entities and bytes of state.
+    pub fn set_worker(&self, number: usize, lag: u64, entities: u64, bytes: u64) {
+        let mut workers = self.workers.lock();
+        workers.insert(number, (lag, entities, bytes));
+        let sum = |pick: fn(&(u64, u64, u64)) -> u64| workers.values().map(pick).sum();
+        self.lag.store(sum(|w| w.0), Ordering::Relaxed);
+        self.entities.store(sum(|w| w.1), Ordering::Relaxed);
+        self.state_bytes.store(sum(|w| w.2), Ordering::Relaxed);
     }
 
     /// Notes the version in use.

@@ -1,5 +1,8 @@
 //! Logs: one line a happening on standard error, for people or as JSON.
 
+use std::io::{self, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
 
@@ -19,12 +22,31 @@ pub enum LogFormat {
 pub fn init(format: LogFormat, filter: &str) -> Result<(), String> {
     let filter = EnvFilter::try_new(filter).map_err(|e| format!("log filter '{filter}' is not understood: {e}"))?;
     let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_span_events(FmtSpan::NONE);
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Output).with_span_events(FmtSpan::NONE);
     let done = match format {
-        LogFormat::Human => {
-            builder.with_target(false).with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init()
-        }
+        LogFormat::Human => builder.with_target(false).with_ansi(io::stderr().is_terminal()).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init(),
     };
     done.map_err(|e| format!("logging could not be set up: {e}"))
+}
+
+/// True while a live view owns the terminal that log lines would spoil.
+static COVERED: AtomicBool = AtomicBool::new(false);
+
+/// Says that a live view covers the terminal, or no longer does. Lines are dropped meanwhile, unless standard error goes
+/// elsewhere; what matters is also on the view.
+pub fn cover_terminal(covered: bool) {
+    COVERED.store(covered && io::stderr().is_terminal(), Ordering::Relaxed);
+}
+
+struct Output;
+
+impl Write for Output {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if COVERED.load(Ordering::Relaxed) { Ok(line.len()) } else { io::stderr().write(line) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
 }

@@ -68,6 +68,20 @@ names! {
     counter RETRAINING_STEPS = "driftline_retraining_steps_total";
 }
 
+/// docs/metrics.md.
+pub fn document() -> String {
+    let mut text = String::from(
+        "# Metrics\n\nServed at `/metrics` by every stage (`--listen`). Names follow `driftline_<stage>_<noun>_<unit>[_total]`; units are \
+         seconds, bytes and counts. Histograms have `_bucket`, `_sum` and `_count`. `deploy/` has a Grafana dashboard and alerting rules.\n\n\
+         | metric | kind | meaning |\n|---|---|---|\n",
+    );
+    for (kind, name, help) in ALL {
+        text += &format!("| `{name}` | {kind} | {} |\n", help.trim());
+    }
+    text + "\nThe ledger: for every source, read = applied + filtered + late + dead letters of the stages `decode` and `window` once the \
+            task has applied what it read. `/status` and `driftline status` show the same numbers.\n"
+}
+
 /// Bucket bounds of all histograms, in seconds.
 const BOUNDS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0];
 
@@ -116,6 +130,26 @@ impl Steps {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_documentation_lists_every_metric() {
+        // After a change: driftline's own text is the source, docs/metrics.md a copy.
+        assert_eq!(include_str!("../../docs/metrics.md"), document());
+    }
+
+    #[test]
+    fn dashboards_and_alerts_name_metrics_that_exist() {
+        for text in
+            [include_str!("../../deploy/alerts.yml"), include_str!("../../deploy/grafana/dashboards/driftline.json")]
+        {
+            for word in
+                text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).filter(|w| w.starts_with("driftline_"))
+            {
+                let base = ["_bucket", "_sum", "_count"].iter().find_map(|s| word.strip_suffix(s)).unwrap_or(word);
+                assert!(ALL.iter().any(|(_, name, _)| *name == base), "{word} is not a metric");
+            }
+        }
+    }
 
     #[test]
     fn names_follow_the_rule() {

@@ -8,3 +8,5 @@ pub mod http;
 pub mod latency;
 pub mod log;
 pub mod metrics;
+pub mod screen;
+pub mod view;
