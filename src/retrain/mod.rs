@@ -1,6 +1,11 @@
 //! Retraining: when to ask for it, and the worker that does it.
 
+pub mod audit;
+pub mod gates;
 pub mod policy;
+mod trainer;
+pub mod training_set;
+pub mod worker;
 
 use serde::{Deserialize, Serialize};
 
