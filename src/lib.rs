@@ -20,15 +20,19 @@
 pub mod config;
 
 pub mod broker;
-pub mod drift;
-pub mod model;
-pub mod retrain;
-pub mod score;
 pub mod source;
-pub mod store;
 pub mod window;
+pub mod store;
+pub mod model;
+pub mod score;
+pub mod drift;
+pub mod retrain;
+
+pub mod pipeline;
+pub mod generate;
 
 pub mod runtime;
 pub mod telemetry;
 
-pub mod generate;
+pub mod cli;
+pub mod command;

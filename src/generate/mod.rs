@@ -14,11 +14,13 @@
 
 mod customer;
 mod event;
+mod feed;
 mod season;
 mod shift;
 mod stream;
 
 pub use event::{Contact, CustomerId, GeneratedEvent, Label, Login, Payload, Purchase};
+pub use feed::{Feed, FeedError, Stamp};
 pub use shift::{Quantity, Shift, ShiftError};
 pub use stream::{ChurnStream, GenerateOptions};
 

@@ -1,0 +1,117 @@
+//! `topic`: list, create, send, tail.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::sync::Arc;
+
+use super::{Failure, Outcome, load_with, runtime, stop_on_signals};
+use crate::broker::tool::{self, SendOptions, TailOptions};
+use crate::broker::{self, Broker, Header, TopicSettings};
+use crate::cli::{TopicArgs, TopicCommand, WhereArgs};
+use crate::config::plan::BrokerPlan;
+use crate::config::plan::Plan;
+use crate::runtime::shutdown::Stop;
+
+/// Partitions where nobody says.
+const PARTITIONS: u32 = 4;
+
+pub(super) fn run(args: &TopicArgs) -> Outcome {
+    match &args.command {
+        TopicCommand::Create { topic, at, sources, partitions, compacted } => {
+            let (broker, plan) = open(at)?;
+            if *sources {
+                let plan = plan.ok_or_else(|| Failure::Usage("--sources needs --pipeline".into()))?;
+                return create_inputs(&plan, broker.as_ref(), *partitions);
+            }
+            let default = plan.as_ref().map_or(PARTITIONS, |p| partitions_of(&p.broker));
+            let settings =
+                TopicSettings { partitions: partitions.unwrap_or(default), compacted: *compacted, retention_ms: None };
+            let topic = topic.as_deref().unwrap_or_default();
+            broker.create_topic(topic, &settings).map_err(Failure::failed)?;
+            println!("topic {topic} is on {}", broker.describe());
+            Ok(())
+        }
+        TopicCommand::List { at } => {
+            let (broker, _) = open(at)?;
+            tool::list(broker.as_ref(), &mut std::io::stdout().lock()).map_err(Failure::failed)
+        }
+        TopicCommand::Send { topic, at, file, key, header } => {
+            let (broker, _) = open(at)?;
+            let headers = header
+                .iter()
+                .map(|(name, value)| Header { name: name.clone(), value: value.clone().into_bytes() })
+                .collect();
+            let options = SendOptions { key_separator: key.clone(), headers };
+            let mut lines: Box<dyn BufRead> = match file {
+                Some(path) => Box::new(BufReader::new(
+                    File::open(path).map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?,
+                )),
+                None => Box::new(BufReader::new(std::io::stdin())),
+            };
+            let (runtime, stop) = (runtime()?, Stop::new());
+            stop_on_signals(&runtime, &stop);
+            let sent = tool::send(broker.as_ref(), topic, &mut lines, &options, &stop).map_err(Failure::failed)?;
+            eprintln!("{sent} records sent to {topic} on {}", broker.describe());
+            Ok(())
+        }
+        TopicCommand::Tail { topic, at, from, partition, limit, follow } => {
+            let from = from.parse().map_err(|e| Failure::Usage(format!("--from: {e}")))?;
+            let (broker, _) = open(at)?;
+            let options = TailOptions { from, partition: *partition, limit: *limit, follow: *follow };
+            let (runtime, stop) = (runtime()?, Stop::new());
+            stop_on_signals(&runtime, &stop);
+            tool::tail(broker.as_ref(), topic, &options, &mut std::io::stdout().lock(), &stop)
+                .map(drop)
+                .map_err(Failure::failed)
+        }
+    }
+}
+
+/// A broker, and the pipeline that named it.
+type Place = (Arc<dyn Broker>, Option<Arc<Plan>>);
+
+fn open(at: &WhereArgs) -> Result<Place, Failure> {
+    let (broker, plan) = match (&at.embedded, &at.pipeline, &at.brokers) {
+        (Some(path), _, _) => (BrokerPlan::Embedded { path: path.clone(), partitions: PARTITIONS }, None),
+        (None, Some(pipeline), _) => {
+            let plan = load_with(pipeline, &[])?;
+            (plan.broker.clone(), Some(plan))
+        }
+        (None, None, Some(brokers)) => (
+            BrokerPlan::Kafka {
+                brokers: brokers.clone(),
+                schema_registry: None,
+                properties: Default::default(),
+                partitions: PARTITIONS,
+                replication: -1,
+            },
+            None,
+        ),
+        (None, None, None) => {
+            return Err(Failure::Usage("say where the topic is: --pipeline, --brokers or --embedded".into()));
+        }
+    };
+    Ok((broker::open(&broker, "driftline-topic").map_err(Failure::failed)?, plan))
+}
+
+fn partitions_of(plan: &BrokerPlan) -> u32 {
+    match plan {
+        BrokerPlan::Kafka { partitions, .. } | BrokerPlan::Embedded { partitions, .. } => *partitions,
+    }
+}
+
+/// Creates a pipeline's source and label topics where they are missing.
+pub(super) fn create_inputs(plan: &Plan, broker: &dyn Broker, partitions: Option<u32>) -> Outcome {
+    let settings = TopicSettings {
+        partitions: partitions.unwrap_or_else(|| partitions_of(&plan.broker)),
+        compacted: false,
+        retention_ms: None,
+    };
+    for topic in plan.sources.iter().map(|s| &s.topic).chain(plan.labels.iter().map(|l| &l.topic)) {
+        if broker.topic(topic).map_err(Failure::failed)?.is_none() {
+            broker.create_topic(topic, &settings).map_err(Failure::failed)?;
+            tracing::info!(%topic, partitions = settings.partitions, "created");
+        }
+    }
+    Ok(())
+}

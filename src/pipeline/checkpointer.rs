@@ -1,0 +1,163 @@
+//! The thread that writes a worker's checkpoints, one after the other.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::thread::{self, JoinHandle};
+
+use arrow::array::RecordBatch;
+
+use super::RunError;
+use super::context::Context;
+use crate::broker::Offsets;
+use crate::runtime::backoff::Backoff;
+use crate::store::{Checkpoint, Manifest};
+use crate::telemetry::metrics::Steps;
+
+/// Attempts at a checkpoint after a stop was asked for. What is not written then is computed again at the next start.
+const LAST_ATTEMPTS: u32 = 5;
+
+/// A checkpoint to be written.
+pub(super) struct Job {
+    /// Task.
+    pub partition: i32,
+    /// Next offset to read, by source partition.
+    pub next: Offsets,
+    /// State.
+    pub state: Vec<RecordBatch>,
+    /// Feature rows since the last checkpoint.
+    pub rows: Vec<RecordBatch>,
+}
+
+enum Message {
+    /// A task was restored from this manifest: its next checkpoint follows it.
+    Begin(i32, Option<Box<Manifest>>),
+    Write(Job),
+}
+
+/// See the module.
+pub(super) struct Checkpointer {
+    messages: Option<SyncSender<Message>>,
+    errors: Receiver<RunError>,
+    outstanding: Arc<AtomicUsize>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Checkpointer {
+    /// Starts the thread of worker `number`.
+    pub fn start(context: &Arc<Context>, number: usize) -> Result<Self, RunError> {
+        // A channel of one: the worker may prepare one checkpoint while another is written, never more.
+        let (messages, inbox) = mpsc::sync_channel(1);
+        let (failed, errors) = mpsc::channel();
+        let outstanding = Arc::new(AtomicUsize::new(0));
+        let (context, counter) = (Arc::clone(context), Arc::clone(&outstanding));
+        let thread = thread::Builder::new()
+            .name(format!("checkpoint-{number}"))
+            .spawn(move || {
+                let mut newest = BTreeMap::new();
+                for message in inbox {
+                    match message {
+                        Message::Begin(partition, manifest) => drop(newest.insert(partition, manifest.map(|m| *m))),
+                        Message::Write(job) => {
+                            let result = write(&context, &mut newest, job);
+                            counter.fetch_sub(1, Ordering::Release);
+                            if let Err(error) = result {
+                                // The worker reads it at its next turn and ends; it may have ended already.
+                                let _ = failed.send(error);
+                                return;
+                            }
+                        }
+                    }
+                }
+            })
+            .map_err(|e| RunError::Definition(format!("thread checkpoint-{number} could not be started: {e}")))?;
+        Ok(Self { messages: Some(messages), errors, outstanding, thread: Some(thread) })
+    }
+
+    /// Says which manifest a restored task goes on from.
+    pub fn begin(&self, partition: i32, manifest: Option<Manifest>) -> Result<(), RunError> {
+        self.send(Message::Begin(partition, manifest.map(Box::new)))
+    }
+
+    /// True while a checkpoint is being written or waits.
+    pub fn is_busy(&self) -> bool {
+        self.outstanding.load(Ordering::Acquire) > 0
+    }
+
+    /// Hands over a checkpoint; waits while two are outstanding.
+    pub fn write(&self, job: Job) -> Result<(), RunError> {
+        self.outstanding.fetch_add(1, Ordering::AcqRel);
+        self.send(Message::Write(job))
+    }
+
+    /// # Errors
+    /// The failure that ended the thread.
+    pub fn check(&self) -> Result<(), RunError> {
+        self.errors.try_recv().map_or(Ok(()), Err)
+    }
+
+    /// Waits until all is written.
+    pub fn finish(mut self) -> Result<(), RunError> {
+        self.join();
+        self.check()
+    }
+
+    fn send(&self, message: Message) -> Result<(), RunError> {
+        let messages = self.messages.as_ref().expect("only finish and drop take it");
+        if messages.send(message).is_err() {
+            // The thread has ended, and said why before that.
+            self.check()?;
+        }
+        Ok(())
+    }
+
+    fn join(&mut self) {
+        self.messages = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been printed by the panic hook; the manifest it did not write is written next time.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Checkpointer {
+    fn drop(&mut self) {
+        self.join();
+    }
+}
+
+fn write(context: &Context, newest: &mut BTreeMap<i32, Option<Manifest>>, job: Job) -> Result<(), RunError> {
+    let mut steps = Steps::start(&context.plan.name);
+    let mut backoff = Backoff::for_server();
+    let partition = job.partition;
+    let previous = newest.get(&partition).cloned().flatten();
+    let checkpoint =
+        Checkpoint { partition, next: job.next, state: job.state, rows: job.rows, previous: previous.as_ref() };
+    loop {
+        match context.wiring.offline.commit(&checkpoint) {
+            Ok(manifest) => {
+                if backoff.attempts() > 0 {
+                    tracing::info!(partition, "the offline store is back, the checkpoint is written");
+                }
+                if let Err(error) = context.wiring.offline.sweep(partition) {
+                    tracing::warn!(partition, "old checkpoints could not be removed: {error}");
+                }
+                newest.insert(partition, Some(manifest));
+                steps.end("checkpoint");
+                return Ok(());
+            }
+            Err(error) if error.is_retriable() => {
+                context.holding("offline", &error, &backoff);
+                if backoff.wait(&context.stop) && backoff.attempts() >= LAST_ATTEMPTS {
+                    tracing::warn!(
+                        partition,
+                        "stopping without this checkpoint; the next start computes its rows again: {error}"
+                    );
+                    return Ok(());
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,523 @@
+//! What all threads of a run share.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+
+use super::RunError;
+use super::instance::Instance;
+use crate::broker::{self, Broker, BrokerError, Offsets, OutRecord, SchemaRegistry, TopicSettings};
+use crate::config::plan::{BrokerPlan, Plan};
+use crate::drift::IncidentState;
+use crate::drift::worker::DriftObservation;
+use crate::model::{self, ModelEvent, ModelSlot, ModelWatch, Registry};
+use crate::retrain::RetrainingEvent;
+use crate::retrain::audit::Step;
+use crate::retrain::worker::RetrainObservation;
+use crate::runtime::backoff::Backoff;
+use crate::runtime::clock;
+use crate::runtime::shutdown::Stop;
+use crate::score::Scorer;
+use crate::store::{self, OfflineStore, OnlineStore};
+use crate::telemetry::board::{Board, Kind, Milestone};
+use crate::telemetry::metrics as names;
+use crate::window::Engine;
+
+/// How long a server may be away at the start before the process gives up.
+const START_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Which stages run in this process. Features and score together are fused: rows reach the model without passing a topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stages {
+    /// Events to feature rows.
+    pub features: bool,
+    /// Feature rows to predictions.
+    pub score: bool,
+    /// Predictions to drift events.
+    pub drift: bool,
+    /// Retraining events to model versions.
+    pub retrain: bool,
+}
+
+impl Stages {
+    /// All that the plan defines.
+    pub fn all(plan: &Plan) -> Self {
+        Self {
+            features: true,
+            score: plan.score.is_some(),
+            drift: plan.monitor.is_some(),
+            retrain: plan.retraining.is_some(),
+        }
+    }
+
+    /// Short name for transactional ids and client ids.
+    fn name(self) -> &'static str {
+        match (self.features, self.score, self.drift) {
+            (true, true, _) => "run",
+            (true, false, _) => "features",
+            (_, true, _) => "score",
+            (_, _, true) => "drift",
+            _ => "retrain",
+        }
+    }
+}
+
+/// How to run.
+#[derive(Debug, Clone, Default)]
+pub struct RunOptions {
+    /// Worker threads; `None` chooses.
+    pub workers: Option<usize>,
+    /// Stop once everything that is there now has been processed.
+    pub until_end: bool,
+    /// Start over from the beginning of the topics.
+    pub rebuild: bool,
+    /// Name of this process; `None` takes a free slot of the host.
+    pub instance: Option<String>,
+}
+
+/// The outside world of a run.
+#[derive(Clone)]
+pub struct Wiring {
+    /// The log.
+    pub broker: Arc<dyn Broker>,
+    /// The online store, where features are computed.
+    pub online: Option<Arc<dyn OnlineStore>>,
+    /// The offline store.
+    pub offline: Arc<OfflineStore>,
+    /// The model registry.
+    pub registry: Arc<dyn Registry>,
+    /// The schema registry, where one is configured.
+    pub schemas: Option<Arc<SchemaRegistry>>,
+}
+
+impl Wiring {
+    /// Opens everything that the stages need. A server that is away is waited for, for at most half a minute.
+    ///
+    /// # Errors
+    /// What could not be opened, where, and what to do.
+    pub fn open(plan: &Plan, stages: Stages, runtime: &Handle, stop: &Stop) -> Result<Self, RunError> {
+        let broker = broker::open(&plan.broker, &format!("driftline-{}", plan.name))?;
+        wait_for(stop, || broker.topics().map(drop), BrokerError::is_retriable)?;
+        let mut online = None;
+        if stages.features {
+            let store = store::open_online(plan, runtime.clone())?;
+            wait_for(stop, || store.ping(), store::OnlineError::is_retriable)?;
+            online = Some(store);
+        }
+        let schemas = match &plan.broker {
+            BrokerPlan::Kafka { schema_registry: Some(url), .. } => {
+                Some(Arc::new(SchemaRegistry::new(url, runtime.clone())?))
+            }
+            _ => None,
+        };
+        Ok(Self {
+            broker,
+            online,
+            offline: Arc::new(OfflineStore::open(plan, runtime.clone())?),
+            registry: model::open_registry(&plan.registry)?,
+            schemas,
+        })
+    }
+}
+
+/// Tries until it works, for at most [`START_PATIENCE`]. Says at once, and once, what it waits for.
+fn wait_for<E: std::fmt::Display>(
+    stop: &Stop,
+    mut attempt: impl FnMut() -> Result<(), E>,
+    retriable: impl Fn(&E) -> bool,
+) -> Result<(), E> {
+    let deadline = clock::monotonic() + START_PATIENCE;
+    let mut backoff = Backoff::for_server();
+    loop {
+        match attempt() {
+            Ok(()) => return Ok(()),
+            Err(error) if retriable(&error) && clock::monotonic() < deadline => {
+                if backoff.attempts() == 0 {
+                    tracing::warn!(patience_seconds = START_PATIENCE.as_secs(), "waiting: {error}");
+                }
+                if backoff.wait(stop) {
+                    return Err(error);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// See the module.
+pub struct Context {
+    /// The pipeline.
+    pub plan: Arc<Plan>,
+    /// Stages of this process.
+    pub stages: Stages,
+    /// The outside world.
+    pub wiring: Wiring,
+    /// Numbers and happenings.
+    pub board: Arc<Board>,
+    /// Ends everything in order.
+    pub stop: Stop,
+    /// How to run.
+    pub options: RunOptions,
+    /// Worker threads.
+    pub workers: usize,
+    pub(super) engine: Arc<Engine>,
+    pub(super) models: Mutex<Option<ModelWatch>>,
+    /// Model sessions of the workers that have not taken theirs yet.
+    slots: Mutex<Vec<Option<ModelSlot>>>,
+    pub(super) instance: Instance,
+    /// Partitions whose state has been started over.
+    pub(super) rebuilt: Mutex<BTreeSet<i32>>,
+    /// Partitions owned by the workers, for `/ready`.
+    pub(super) owned: Mutex<BTreeMap<usize, Vec<i32>>>,
+    /// Asks the monitor to end once it has read all predictions.
+    pub(super) drain_drift: Stop,
+    /// Asks the retrain worker to end once it has read all retraining events.
+    pub(super) drain_retrain: Stop,
+}
+
+impl Context {
+    /// Brings the plan and the outside world together; loads the model where this process scores.
+    ///
+    /// # Errors
+    /// What does not fit: the model's signature, a changed definition, sources with different numbers of partitions.
+    pub fn new(
+        plan: Arc<Plan>,
+        stages: Stages,
+        wiring: Wiring,
+        board: Arc<Board>,
+        options: RunOptions,
+        stop: Stop,
+    ) -> Result<Arc<Self>, RunError> {
+        let engine = Engine::new(&plan)?;
+        let instance = match &options.instance {
+            Some(name) => Instance::named(name),
+            None => Instance::acquire(&plan.name, stages.name()).map_err(|e| {
+                RunError::Definition(format!("no instance name could be taken: {e}; give one with --instance"))
+            })?,
+        };
+        let mut context = Self {
+            plan,
+            stages,
+            wiring,
+            board,
+            stop,
+            workers: 1,
+            options,
+            engine,
+            models: Mutex::new(None),
+            slots: Mutex::default(),
+            instance,
+            rebuilt: Mutex::default(),
+            owned: Mutex::default(),
+            drain_drift: Stop::new(),
+            drain_retrain: Stop::new(),
+        };
+        if stages.features || stages.score {
+            context.workers = context.choose_workers()?;
+        }
+        if stages.score || stages.retrain {
+            model::ensure_initial(context.wiring.registry.as_ref(), &context.plan)?;
+        }
+        if stages.score {
+            let board = Arc::clone(&context.board);
+            let pipeline = context.plan.name.clone();
+            let registry = Arc::clone(&context.wiring.registry);
+            let (watch, slots) = ModelWatch::start(&context.plan, registry, context.workers, move |event| {
+                show_model(&board, &pipeline, event)
+            })?;
+            context.models = Mutex::new(Some(watch));
+            context.slots = Mutex::new(slots.into_iter().map(Some).collect());
+        }
+        Ok(Arc::new(context))
+    }
+
+    /// The scorer of a worker; `None` where this process does not score. Can be taken once.
+    pub(super) fn scorer(&self, worker: usize) -> Option<Scorer> {
+        let slot = self.slots.lock().get_mut(worker).and_then(Option::take)?;
+        self.plan.score.as_ref().map(|score| Scorer::new(score, slot))
+    }
+
+    /// True where the task of a partition is to start over: `--rebuild`, once a partition.
+    pub(super) fn is_rebuilt(&self, partition: i32) -> bool {
+        self.options.rebuild && !self.rebuilt.lock().contains(&partition)
+    }
+
+    fn choose_workers(&self) -> Result<usize, RunError> {
+        let input = if self.stages.features { self.source_topics()[0].to_string() } else { self.plan.features_topic() };
+        let partitions = self.wiring.broker.topic(&input)?.map_or(usize::MAX, |t| t.partitions.len().max(1));
+        let wanted = match (&self.plan.broker, self.options.workers) {
+            (_, Some(n)) => n,
+            (BrokerPlan::Embedded { .. }, None) => 1,
+            (BrokerPlan::Kafka { .. }, None) => std::thread::available_parallelism().map_or(1, usize::from),
+        };
+        Ok(wanted.min(partitions).max(1))
+    }
+
+    /// Topics of the sources, in the plan's order.
+    pub(super) fn source_topics(&self) -> Vec<Arc<str>> {
+        self.plan.sources.iter().map(|s| Arc::clone(&s.topic)).collect()
+    }
+
+    /// Transactional id of a thread.
+    pub(super) fn transactional_id(&self, thread: &str) -> String {
+        format!("{}-{}-{}-{thread}", self.plan.name, self.stages.name(), self.instance.name())
+    }
+
+    /// Checks that the inputs are there and fit together, and creates the outputs that are not there yet. On the embedded
+    /// log the inputs are created too, since nobody else can.
+    ///
+    /// # Errors
+    /// A source topic that does not exist, or sources that do not fit together.
+    pub fn prepare_topics(&self) -> Result<(), RunError> {
+        let broker = &self.wiring.broker;
+        let (embedded, default_partitions) = match &self.plan.broker {
+            BrokerPlan::Embedded { partitions, .. } => (true, *partitions),
+            BrokerPlan::Kafka { partitions, .. } => (false, *partitions),
+        };
+        let log = |partitions| TopicSettings { partitions, compacted: false, retention_ms: None };
+        let mut partitions = default_partitions;
+        if self.stages.features {
+            let mut found: Vec<(String, usize)> = Vec::new();
+            for topic in self.source_topics() {
+                if embedded {
+                    broker.create_topic(&topic, &log(default_partitions))?;
+                }
+                let info = broker
+                    .topic(&topic)?
+                    .ok_or_else(|| BrokerError::NoSuchTopic { topic: topic.to_string(), broker: broker.describe() })?;
+                found.push((topic.to_string(), info.partitions.len()));
+            }
+            if found.iter().any(|(_, n)| *n != found[0].1) {
+                let list: Vec<_> = found.iter().map(|(t, n)| format!("{t} has {n}")).collect();
+                return Err(RunError::Definition(format!(
+                    "the sources of a pipeline must have the same number of partitions, because one task reads the same partition of all of them, but {}; recreate the smaller ones",
+                    list.join(", ")
+                )));
+            }
+            partitions = u32::try_from(found[0].1).unwrap_or(default_partitions);
+            broker.create_topic(&self.plan.dead_letter_topic(), &log(1))?;
+            if !self.stages.score && self.plan.score.is_some() {
+                broker.create_topic(&self.plan.features_topic(), &log(partitions))?;
+            }
+        } else if let Some(info) = broker.topic(&self.plan.features_topic())? {
+            partitions = u32::try_from(info.partitions.len()).unwrap_or(default_partitions);
+        }
+        broker.create_topic(&self.plan.dead_letter_topic(), &log(1))?;
+        if !self.stages.features && self.stages.score {
+            broker.create_topic(&self.plan.features_topic(), &log(partitions))?;
+        }
+        if let Some(score) = &self.plan.score {
+            broker.create_topic(&score.topic, &log(partitions))?;
+        }
+        if let Some(labels) = &self.plan.labels
+            && embedded
+        {
+            broker.create_topic(&labels.topic, &log(default_partitions))?;
+        }
+        if let Some(monitor) = &self.plan.monitor {
+            broker.create_topic(&monitor.topic, &log(1))?;
+            broker.create_topic(
+                &monitor.state_topic,
+                &TopicSettings { partitions: 1, compacted: true, retention_ms: None },
+            )?;
+        }
+        if let Some(retraining) = &self.plan.retraining {
+            broker.create_topic(&retraining.topic, &log(1))?;
+            broker.create_topic(&retraining.audit_topic, &log(1))?;
+        }
+        Ok(())
+    }
+
+    /// Puts a request for retraining on the retraining topic, as the monitor would; returns its id.
+    ///
+    /// # Errors
+    /// A pipeline without retraining, or the log's.
+    pub fn ask_for_retraining(&self) -> Result<String, RunError> {
+        let (Some(score), Some(retraining)) = (&self.plan.score, &self.plan.retraining) else {
+            return Err(RunError::Definition("this pipeline has no [retraining]".into()));
+        };
+        self.prepare_topics()?;
+        let asked_at = clock::now_ms();
+        let version =
+            self.wiring.registry.resolve(&score.model, &score.alias)?.map(|v| v.to_string()).unwrap_or_default();
+        let event = RetrainingEvent {
+            id: format!("{}-manual-{asked_at}", self.plan.name),
+            pipeline: self.plan.name.clone(),
+            definition: self.plan.definition.clone(),
+            model: score.model.clone(),
+            model_version: version,
+            cause: "manual".into(),
+            policy: "driftline retrain --now".into(),
+            incident_id: None,
+            drifted: Vec::new(),
+            since: i64::MIN,
+            train_from: i64::MIN,
+            asked_at,
+        };
+        let value = serde_json::to_vec(&event).map_err(|e| RunError::Definition(e.to_string()))?;
+        let mut producer = self.wiring.broker.producer(None)?;
+        producer.send(OutRecord {
+            topic: &retraining.topic,
+            key: Some(self.plan.name.as_bytes()),
+            value: Some(&value),
+            ..OutRecord::default()
+        })?;
+        producer.commit(&Offsets::new(), None)?;
+        Ok(event.id)
+    }
+
+    /// True once partitions are assigned and, where this process scores, a model is in use.
+    pub fn is_ready(&self) -> bool {
+        let assigned =
+            !(self.stages.features || self.stages.score) || self.owned.lock().values().any(|p| !p.is_empty());
+        assigned && (!self.stages.score || self.board.model().is_some())
+    }
+
+    /// With `until_end`: lets each stage end once those before it have, given the names of the threads that still run.
+    pub(super) fn drain(&self, running: &[String]) {
+        if !self.options.until_end {
+            return;
+        }
+        let scoring = running.iter().any(|name| name.starts_with("worker-") || name.starts_with("score-"));
+        if !scoring {
+            self.drain_drift.request();
+        }
+        if !scoring && !running.iter().any(|name| name == "drift") {
+            self.drain_retrain.request();
+        }
+    }
+
+    /// Stops following the alias.
+    pub(super) fn end_models(&self) {
+        drop(self.models.lock().take());
+    }
+
+    /// Says that something is away (once a spell, and then every half minute), and counts it.
+    pub(super) fn holding(&self, what: &'static str, error: &dyn std::fmt::Display, backoff: &Backoff) {
+        if backoff.attempts() == 0 {
+            metrics::counter!(names::HOLDS, "pipeline" => self.plan.name.clone(), "what" => what).increment(1);
+            self.board.say(Kind::Warning, None, format!("holding: {error}"));
+        } else if backoff.attempts().is_multiple_of(12) {
+            tracing::warn!(attempts = backoff.attempts(), "still holding: {error}");
+        }
+    }
+}
+
+fn show_model(board: &Board, pipeline: &str, event: ModelEvent) {
+    match event {
+        ModelEvent::Ready { model, version, previous, provider, took } => {
+            board.set_model(&version.0);
+            board.reach(Milestone::InUse { version: version.to_string() });
+            metrics::counter!(names::MODEL_SWAPS, "pipeline" => pipeline.to_owned()).increment(1);
+            let before = previous.map(|p| format!(", instead of version {p}")).unwrap_or_default();
+            board.say(
+                Kind::Model,
+                None,
+                format!(
+                    "model {model} version {version} is in use{before} ({}, ready in {} ms)",
+                    provider.name(),
+                    took.as_millis()
+                ),
+            );
+        }
+        ModelEvent::Refused { model, version, reason } => {
+            board.say(
+                Kind::Warning,
+                None,
+                format!("model {model} version {version} is refused, the running one stays: {reason}"),
+            );
+        }
+        ModelEvent::Unresolved { reason } => board.say(
+            Kind::Warning,
+            None,
+            format!("the model registry does not answer, the running version stays: {reason}"),
+        ),
+        ModelEvent::Resolved => board.say(Kind::Model, None, "the model registry answers again"),
+    }
+}
+
+pub(super) fn show_retraining(board: &Board, observation: RetrainObservation<'_>) {
+    let record = observation.record;
+    metrics::counter!(names::RETRAINING_STEPS, "pipeline" => record.pipeline.clone(), "step" => record.step.name())
+        .increment(1);
+    let kind = if record.step == Step::Failed { Kind::Warning } else { Kind::Retraining };
+    board.say(kind, None, format!("retraining {}: {}", record.step.name().replace('_', " "), record.detail));
+    match record.step {
+        Step::Trained => board.reach(Milestone::Trained),
+        Step::Promoted => board
+            .reach(Milestone::Promoted { version: record.facts["version"].as_str().unwrap_or_default().to_owned() }),
+        Step::Rejected | Step::Failed => board.reach(Milestone::NotPromoted),
+        _ => {}
+    }
+}
+
+pub(super) fn show_drift(board: &Board, plan: &Plan, observation: DriftObservation) {
+    let pipeline = plan.name.clone();
+    let lag_is = |lag: u64| {
+        metrics::gauge!(names::LAG, "pipeline" => pipeline.clone(), "stage" => "drift", "worker" => "0").set(lag as f64)
+    };
+    match observation {
+        DriftObservation::Progress { lag, .. } => lag_is(lag),
+        DriftObservation::Window { closed, lag } => {
+            lag_is(lag);
+            board.windows.fetch_add(1, Ordering::Relaxed);
+            metrics::counter!(names::DRIFT_WINDOWS, "pipeline" => pipeline.clone()).increment(1);
+            for column in &closed.columns {
+                metrics::gauge!(names::DRIFT_PSI, "pipeline" => pipeline.clone(), "column" => column.name.clone())
+                    .set(column.psi);
+                metrics::gauge!(names::DRIFT_EVIDENCE, "pipeline" => pipeline.clone(), "column" => column.name.clone())
+                    .set(column.e_value);
+            }
+            let shown = closed.columns.iter().map(|c| (c.name.clone(), c.psi, c.e_value, c.drifted)).collect();
+            board.set_drift(shown, closed.incident.clone());
+            for event in &closed.events {
+                let state = match event.state {
+                    IncidentState::Opened => "opened",
+                    IncidentState::Ongoing => "ongoing",
+                    IncidentState::Resolved => "resolved",
+                };
+                metrics::counter!(names::DRIFT_EVENTS, "pipeline" => pipeline.clone(), "state" => state).increment(1);
+                board.say(
+                    Kind::Drift,
+                    Some(event.to),
+                    format!(
+                        "drift {state} (model version {}, window {}): {}",
+                        event.model_version, event.window, event.reason
+                    ),
+                );
+                let incident = event.incident_id.clone();
+                match event.state {
+                    IncidentState::Opened => {
+                        let columns = event.columns.iter().filter(|c| c.drifted).map(|c| c.name.clone()).collect();
+                        board.reach(Milestone::DriftOpened { incident, columns });
+                    }
+                    IncidentState::Ongoing => {}
+                    IncidentState::Resolved => board.reach(Milestone::DriftResolved { incident }),
+                }
+            }
+            if let Some(retraining) = &closed.retraining {
+                board.say(
+                    Kind::Retraining,
+                    Some(retraining.asked_at),
+                    format!("retraining asked for: {}", retraining.policy),
+                );
+                board.reach(Milestone::RetrainingAsked { id: retraining.id.clone() });
+            }
+        }
+        DriftObservation::Unmonitored { model_version, reason } => {
+            board.say(
+                Kind::Warning,
+                None,
+                format!("predictions of model version {model_version} cannot be judged: {reason}"),
+            );
+        }
+        DriftObservation::Held { what, reason } => {
+            metrics::counter!(names::HOLDS, "pipeline" => pipeline.clone(), "what" => what).increment(1);
+            tracing::warn!("the drift monitor waits: {reason}");
+        }
+    }
+}

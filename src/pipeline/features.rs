@@ -1,0 +1,683 @@
+//! A worker of the feature stage, and of the fused run: one thread, one consumer, one producer, its tasks.
+//!
+//! Each turn polls, decodes and applies; rows gather in an open batch until it closes for a named reason. Then, in this
+//! order: the online store has the newest rows, the model has scored, everything is produced, and one transaction commits
+//! output and offsets together. Checkpoints follow commits, so a checkpoint never names an offset that is not committed.
+//!
+//! After a crash the task is restored from its newest checkpoint and reads on from there; rows below the committed offset
+//! are computed again for the offline files, but neither produced nor committed again.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use arrow::array::{AsArray, BooleanArray, RecordBatch};
+use arrow::compute::{concat_batches, filter_record_batch};
+use arrow::datatypes::Int32Type;
+use parking_lot::Mutex;
+
+use super::RunError;
+use super::checkpointer::{Checkpointer, Job};
+use super::context::Context;
+use super::output::{Output, unscorable};
+use super::publish::Publisher;
+use crate::broker::{Consumer, ConsumerSettings, Offsets, Poll, Producer, Records, StartAt, TopicPartition};
+use crate::config::plan::{Delivery, SourcePlan};
+use crate::runtime::backoff::Backoff;
+use crate::runtime::clock;
+use crate::runtime::failpoint;
+use crate::score::{BatchLimits, Batcher, CloseReason, Closed, Scorer};
+use crate::source::{DeadLetter, SourceDecoder, dead_letter};
+use crate::store::Manifest;
+use crate::telemetry::board::Kind;
+use crate::telemetry::metrics::{self as names, Steps};
+use crate::window::{Applied, FeatureRows, Task, TaskClock, row_columns};
+
+/// Records taken in one poll.
+pub(super) const POLL_RECORDS: usize = 16_384;
+/// Rows a task applies before the next one has its turn.
+const ADVANCE_ROWS: usize = 16_384;
+/// How long a poll waits when nothing is open; also how soon a stop is noticed.
+pub(super) const IDLE_POLL: Duration = Duration::from_millis(100);
+/// How long a poll waits while rows are held back for another source.
+const HELD_POLL: Duration = Duration::from_millis(20);
+/// Latency samples taken of one poll.
+const SAMPLES: usize = 16;
+
+/// Runs a worker until a stop is asked for, or, with `until_end`, until nothing is left to read. A worker that lost its
+/// partitions to another one joins again with fresh state.
+pub(super) fn run(context: &Arc<Context>, number: usize) -> Result<(), RunError> {
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
+    let mut scorer = context.scorer(number);
+    loop {
+        let result = Worker::open(context, number, &mut scorer).and_then(Worker::run);
+        context.owned.lock().remove(&number);
+        match result {
+            Err(error) if error.is_lost() && backoff.attempts() < 20 => {
+                context.board.say(Kind::Rebalance, None, format!("worker {number} joins again: {error}"));
+                if backoff.wait(&context.stop) {
+                    return Ok(());
+                }
+            }
+            other => return other,
+        }
+    }
+}
+
+/// What the start policy found for a partition number, for the task that is built after the poll.
+type Starts = Arc<Mutex<BTreeMap<i32, Result<Option<Manifest>, RunError>>>>;
+
+/// One task and what surrounds it.
+struct Slot {
+    task: Task,
+    /// Committed next offset of each source; nothing below it is produced or committed again.
+    committed: Vec<i64>,
+    /// Dead letters whose offset is not yet passed by the task.
+    dead: VecDeque<DeadLetter>,
+    /// When each source last brought a record.
+    last_record: Vec<Instant>,
+    /// Feature rows since the last checkpoint.
+    rows: Vec<RecordBatch>,
+    rows_count: usize,
+    /// True if anything was applied since the last checkpoint.
+    dirty: bool,
+    checkpointed: Instant,
+}
+
+struct Worker<'a> {
+    context: &'a Arc<Context>,
+    number: usize,
+    consumer: Box<dyn Consumer>,
+    producer: Box<dyn Producer>,
+    transactional: bool,
+    starts: Starts,
+    decoders: Vec<SourceDecoder>,
+    scorer: &'a mut Option<Scorer>,
+    output: Output,
+    slots: BTreeMap<i32, Slot>,
+    checkpointer: Checkpointer,
+    /// What is applied and not yet published, by partition number.
+    batcher: Batcher<(i32, Applied)>,
+    /// Arrival in the log of some records of the open batch, wall clock ms.
+    samples: Vec<i64>,
+}
+
+impl<'a> Worker<'a> {
+    fn open(context: &'a Arc<Context>, number: usize, scorer: &'a mut Option<Scorer>) -> Result<Self, RunError> {
+        let plan = &context.plan;
+        let starts: Starts = Arc::default();
+        let score = plan.score.as_ref();
+        let transactional = score.is_none_or(|s| s.delivery == Delivery::ExactlyOnce);
+        let id = context.transactional_id(&number.to_string());
+        // The producer comes first: opening it aborts what a killed predecessor left open, which would hold back readers.
+        let producer = context.wiring.broker.producer(transactional.then_some(id.as_str()))?;
+        let consumer = context.wiring.broker.consumer(ConsumerSettings {
+            group: plan.group("features"),
+            topics: context.source_topics(),
+            client_id: id,
+            start: start_policy(context, &starts),
+            static_member: None,
+        })?;
+        let decoders = plan
+            .sources
+            .iter()
+            .enumerate()
+            .map(|(i, s)| SourceDecoder::new(i, s, context.wiring.schemas.clone()))
+            .collect::<Result<_, _>>()?;
+        let limits = score.map_or(
+            BatchLimits { rows: ADVANCE_ROWS, bytes: 64 << 20, wait: Duration::from_millis(5) },
+            BatchLimits::of,
+        );
+        Ok(Self {
+            output: Output::new(context)?,
+            checkpointer: Checkpointer::start(context, number)?,
+            context,
+            number,
+            consumer,
+            producer,
+            transactional,
+            starts,
+            decoders,
+            scorer,
+            slots: BTreeMap::new(),
+            batcher: Batcher::new(limits),
+            samples: Vec::new(),
+        })
+    }
+
+    fn run(mut self) -> Result<(), RunError> {
+        let mut backoff = Backoff::for_server();
+        loop {
+            if self.context.stop.requested() {
+                return self.end();
+            }
+            let poll = match self.consumer.poll(POLL_RECORDS, self.poll_wait()) {
+                Ok(poll) => poll,
+                Err(error) if error.is_retriable() => {
+                    self.context.holding("broker", &error, &backoff);
+                    backoff.wait(&self.context.stop);
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            if backoff.attempts() > 0 {
+                self.context.board.say(Kind::Stage, None, format!("worker {}: the broker is back", self.number));
+                backoff = Backoff::for_server();
+            }
+            self.rebalance(&poll)?;
+            self.take(&poll.records)?;
+            self.advance()?;
+            if let Some(closed) = self.batcher.poll(clock::monotonic()) {
+                self.flush(closed)?;
+            }
+            self.checkpoints(false)?;
+            if self.context.options.until_end && self.at_end() {
+                return self.end();
+            }
+        }
+    }
+
+    fn poll_wait(&self) -> Duration {
+        let held =
+            self.slots.values().any(|slot| (0..self.context.engine.sources()).any(|s| slot.task.buffered(s) > 0));
+        match self.batcher.deadline() {
+            Some(deadline) => deadline.saturating_duration_since(clock::monotonic()),
+            None if held => HELD_POLL,
+            None => IDLE_POLL,
+        }
+    }
+
+    /// Drops the tasks that were lost and builds those that were gained.
+    fn rebalance(&mut self, poll: &Poll) -> Result<(), RunError> {
+        if !poll.revoked.is_empty() {
+            let lost: Vec<i32> = numbers(&poll.revoked);
+            self.slots.retain(|partition, _| !lost.contains(partition));
+            let now = clock::monotonic();
+            for (partition, applied) in self.batcher.shut_down().map(|closed| closed.items).unwrap_or_default() {
+                // What a lost task applied is not committed, so its next owner will apply it again.
+                if !lost.contains(&partition) {
+                    self.batcher.push((partition, applied), 0, 0, now);
+                }
+            }
+        }
+        let gained = numbers(&poll.assigned);
+        for partition in &gained {
+            let started = clock::monotonic();
+            let found = self.starts.lock().remove(partition).unwrap_or(Ok(None))?;
+            let slot = self.restore(*partition, found)?;
+            tracing::debug!(partition, entities = slot.task.entities(), took = ?started.elapsed(), "task restored");
+            self.slots.insert(*partition, slot);
+        }
+        if !poll.revoked.is_empty() || !gained.is_empty() {
+            let owned: Vec<i32> = self.slots.keys().copied().collect();
+            let text = match owned.len() {
+                0 => format!("worker {} owns no partition", self.number),
+                _ => format!("worker {} owns partitions {}", self.number, ranges(&owned)),
+            };
+            self.context.board.say(Kind::Rebalance, None, text);
+            self.context.owned.lock().insert(self.number, owned);
+        }
+        Ok(())
+    }
+
+    fn restore(&mut self, partition: i32, manifest: Option<Manifest>) -> Result<Slot, RunError> {
+        let context = self.context;
+        let task = match &manifest {
+            Some(manifest) if manifest.state.is_some() => {
+                let state = context.wiring.offline.load_state(manifest)?;
+                Task::restore(Arc::clone(&context.engine), partition, &state)?
+            }
+            _ => Task::new(Arc::clone(&context.engine), partition),
+        };
+        let topics = context.source_topics();
+        let committed = context.wiring.broker.committed(&context.plan.group("features"), &topics)?;
+        let committed = topics
+            .iter()
+            .map(|t| committed.get(&TopicPartition::new(Arc::clone(t), partition)).map_or(0, |o| o.0))
+            .collect();
+        self.checkpointer.begin(partition, manifest)?;
+        context.rebuilt.lock().insert(partition);
+        let now = clock::monotonic();
+        Ok(Slot {
+            task,
+            committed,
+            dead: VecDeque::new(),
+            last_record: vec![now; topics.len()],
+            rows: Vec::new(),
+            rows_count: 0,
+            dirty: false,
+            checkpointed: now,
+        })
+    }
+
+    /// Decodes what was polled and offers it to the tasks.
+    fn take(&mut self, polled: &[Records]) -> Result<(), RunError> {
+        let mut steps = Steps::start(&self.context.plan.name);
+        for records in polled {
+            let partition = records.partition.partition;
+            // Records of a partition that this worker does not own any more are somebody else's.
+            if records.is_empty() || !self.slots.contains_key(&partition) {
+                continue;
+            }
+            let plan = &self.context.plan;
+            let source = plan
+                .sources
+                .iter()
+                .position(|s| s.topic == records.partition.topic)
+                .expect("only the sources' topics are subscribed");
+            let decoded = self.decode(source, records)?;
+            let stride = records.len().div_ceil(SAMPLES).max(1);
+            self.samples.extend(records.timestamps.iter().step_by(stride).filter(|t| **t > 0));
+            let slot = self.slots.get_mut(&partition).expect("it was there a few lines above");
+            slot.last_record[source] = clock::monotonic();
+            slot.dead.extend(decoded.dead);
+            let late = slot.task.offer(decoded.batch)?;
+            for late in late {
+                let row = records.offsets.binary_search(&late.offset).expect("a late row is one of those just offered");
+                let error = format!(
+                    "{} offset {}: event time {} lies {} ms behind the watermark {}; raise out_of_order of source '{}' if such events are to count",
+                    records.partition,
+                    late.offset,
+                    late.event_time,
+                    late.watermark - late.event_time,
+                    late.watermark,
+                    plan.sources[source].name
+                );
+                slot.dead.push_back(dead_letter::from_records(records, row, "window", "late", error));
+            }
+            slot.dead.make_contiguous().sort_by_key(|d| d.offset);
+        }
+        steps.end("decode");
+        Ok(())
+    }
+
+    /// Decodes, waiting for a schema registry that is away.
+    fn decode(&mut self, source: usize, records: &Records) -> Result<crate::source::Decoded, RunError> {
+        let mut backoff = Backoff::for_server();
+        loop {
+            match self.decoders[source].decode(records) {
+                Ok(decoded) => return Ok(decoded),
+                Err(error) if error.is_retriable() => {
+                    self.context.holding("registry", &error, &backoff);
+                    if backoff.wait(&self.context.stop) {
+                        return Err(error.into());
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Lets the tasks apply what may be applied, and publishes whenever that fills a batch.
+    fn advance(&mut self) -> Result<(), RunError> {
+        let sources = &self.context.plan.sources;
+        let now = clock::monotonic();
+        let partitions: Vec<i32> = self.slots.keys().copied().collect();
+        for partition in partitions {
+            let slot = self.slots.get_mut(&partition).expect("only a rebalance removes slots");
+            let idle =
+                |(source, last): (&SourcePlan, &Instant)| now.saturating_duration_since(*last) >= source.idle_after;
+            let idle: Vec<bool> = sources.iter().zip(&slot.last_record).map(idle).collect();
+            let caught_up: Vec<bool> = sources
+                .iter()
+                .map(|s| self.consumer.caught_up(&TopicPartition::new(Arc::clone(&s.topic), partition)))
+                .collect();
+            loop {
+                let mut steps = Steps::start(&self.context.plan.name);
+                let slot = self.slots.get_mut(&partition).expect("only a rebalance removes slots");
+                let applied = slot.task.advance(&TaskClock { caught_up: &caught_up, idle: &idle }, ADVANCE_ROWS)?;
+                steps.end("window");
+                let more = applied.more;
+                if let Some(first) = &applied.failures.first {
+                    tracing::warn!(
+                        rows = applied.failures.rows,
+                        partition,
+                        "features could not be computed, they are null: {first}"
+                    );
+                }
+                if applied.counts.iter().any(|c| c.read > 0) {
+                    slot.dirty = true;
+                    let (rows, bytes) = (applied.rows.batch.num_rows(), applied.rows.batch.get_array_memory_size());
+                    if let Some(closed) = self.batcher.push((partition, applied), rows, bytes, now) {
+                        self.flush(closed)?;
+                    }
+                }
+                if !more {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// True where nothing is left to read or apply.
+    fn at_end(&self) -> bool {
+        let sources = &self.context.plan.sources;
+        !self.slots.is_empty()
+            && self.slots.iter().all(|(partition, slot)| {
+                (0..sources.len()).all(|s| {
+                    slot.task.buffered(s) == 0
+                        && self.consumer.caught_up(&TopicPartition::new(Arc::clone(&sources[s].topic), *partition))
+                })
+            })
+    }
+
+    /// Publishes a closed batch and commits it. It holds all that any task applied since the last commit.
+    fn flush(&mut self, closed: Closed<(i32, Applied)>) -> Result<(), RunError> {
+        let context = self.context;
+        let mut steps = Steps::start(&context.plan.name);
+        let (reason, open) = (closed.reason, closed.items);
+        let online = concat(context, open.iter().map(|(_, a)| &a.online))?;
+        let rows = concat(context, open.iter().map(|(_, a)| &a.rows))?;
+        let fresh = self.not_yet_published(&rows.batch)?;
+        let scored = fresh.num_rows();
+
+        // The online store and the model do not need each other: the write waits for the network while the model computes.
+        let (written, scores) = std::thread::scope(|scope| {
+            let store = context.wiring.online.as_deref().filter(|_| online.batch.num_rows() > 0);
+            let writer = store.map(|store| scope.spawn(|| store.write(&online, &|| context.stop.requested())));
+            let scores = match self.scorer.as_mut() {
+                Some(scorer) if scored > 0 => scorer.score(&fresh).map(Some),
+                _ => Ok(None),
+            };
+            (writer.map(|w| w.join().expect("the online store does not panic")), scores)
+        });
+        let scores = scores?;
+        if let Some(written) = written {
+            match written {
+                // Asked to stop while the store is away: leave without committing, the next start does it again.
+                Err(error) if error.is_retriable() && context.stop.requested() => {
+                    tracing::warn!("stopping before the online store came back; nothing is lost: {error}");
+                    return Ok(());
+                }
+                other => other?,
+            }
+        }
+        steps.end("online_and_score");
+        failpoint::hit("features.after_online");
+
+        let mut offsets = Offsets::new();
+        let mut dead = Vec::new();
+        for (partition, slot) in &mut self.slots {
+            for (source, next) in slot.task.next().iter().enumerate() {
+                let Some(next) = next else { continue };
+                if next.0 > slot.committed[source] {
+                    offsets.insert(
+                        TopicPartition::new(Arc::clone(&context.plan.sources[source].topic), *partition),
+                        *next,
+                    );
+                }
+            }
+            let (next, committed) = (slot.task.next().to_vec(), slot.committed.clone());
+            let position = |d: &DeadLetter| context.plan.sources.iter().position(|s| s.topic == d.partition.topic);
+            let passed = |d: &DeadLetter| position(d).is_some_and(|s| next[s].is_some_and(|n| d.offset < n.0));
+            let (out, kept): (Vec<_>, Vec<_>) = slot.dead.drain(..).partition(passed);
+            slot.dead = kept.into();
+            dead.extend(out.into_iter().filter(|d| position(d).is_some_and(|s| d.offset >= committed[s])));
+        }
+        if let Some(scores) = &scores {
+            dead.extend(unscorable(context.wiring.broker.as_ref(), &fresh, scores)?);
+        }
+        self.output.encode(&fresh, scores.as_ref())?;
+        steps.end("encode");
+        self.publish(&offsets, &dead)?;
+        steps.end("commit");
+        failpoint::hit("features.after_commit");
+        self.committed(&offsets);
+        let predicted = scores.as_ref().map(|s| (s.version.as_ref(), scored - s.failed.len()));
+        self.account(reason, &open, &dead, predicted);
+        for (partition, applied) in open {
+            if let Some(slot) = self.slots.get_mut(&partition)
+                && applied.rows.batch.num_rows() > 0
+            {
+                slot.rows_count += applied.rows.batch.num_rows();
+                slot.rows.push(applied.rows.batch);
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows whose event lies at or above its committed offset.
+    fn not_yet_published(&self, rows: &RecordBatch) -> Result<RecordBatch, RunError> {
+        let Some(score) = &self.context.plan.score else { return Ok(rows.clone()) };
+        let partitions =
+            rows.column_by_name(row_columns::PARTITION).expect("the row schema has it").as_primitive::<Int32Type>();
+        let offsets = rows
+            .column_by_name(row_columns::OFFSET)
+            .expect("the row schema has it")
+            .as_primitive::<arrow::datatypes::Int64Type>();
+        let committed = |partition: i32| self.slots.get(&partition).map_or(i64::MAX, |slot| slot.committed[score.on]);
+        let keep: BooleanArray =
+            partitions.values().iter().zip(offsets.values()).map(|(p, o)| Some(*o >= committed(*p))).collect();
+        if keep.true_count() == rows.num_rows() {
+            return Ok(rows.clone());
+        }
+        filter_record_batch(rows, &keep).map_err(|e| RunError::Window(crate::window::WindowError::Rows(e.to_string())))
+    }
+
+    fn publish(&mut self, offsets: &Offsets, dead: &[DeadLetter]) -> Result<(), RunError> {
+        let output = &self.output;
+        Publisher {
+            producer: self.producer.as_mut(),
+            consumer: self.consumer.as_mut(),
+            transactional: self.transactional,
+        }
+        .publish(self.context, offsets, dead, |producer| output.send(producer))
+    }
+
+    fn committed(&mut self, offsets: &Offsets) {
+        for (at, next) in offsets {
+            let source = self.context.plan.sources.iter().position(|s| s.topic == at.topic);
+            if let (Some(slot), Some(source)) = (self.slots.get_mut(&at.partition), source) {
+                slot.committed[source] = next.0;
+            }
+        }
+    }
+
+    /// Moves counters and gauges, once a batch.
+    fn account(
+        &mut self,
+        reason: CloseReason,
+        open: &[(i32, Applied)],
+        dead: &[DeadLetter],
+        predicted: Option<(&str, usize)>,
+    ) {
+        let context = self.context;
+        let (plan, board) = (&context.plan, &context.board);
+        let pipeline = plan.name.clone();
+        let mut newest = 0;
+        for (_, applied) in open {
+            for (source, counts) in applied.counts.iter().enumerate() {
+                let (name, totals) = &board.sources[source];
+                totals.read.fetch_add(counts.read, Ordering::Relaxed);
+                totals.applied.fetch_add(counts.applied, Ordering::Relaxed);
+                totals.filtered.fetch_add(counts.filtered, Ordering::Relaxed);
+                totals.late.fetch_add(counts.late, Ordering::Relaxed);
+                totals.dead.fetch_add(counts.dead, Ordering::Relaxed);
+                for (metric, count) in [
+                    (names::SOURCE_READ, counts.read),
+                    (names::WINDOW_APPLIED, counts.applied),
+                    (names::SOURCE_FILTERED, counts.filtered),
+                    (names::WINDOW_LATE, counts.late),
+                ] {
+                    if count > 0 {
+                        metrics::counter!(metric, "pipeline" => pipeline.clone(), "source" => name.clone())
+                            .increment(count);
+                    }
+                }
+            }
+            newest = newest.max(applied.watermark.unwrap_or(0));
+        }
+        for letter in dead {
+            metrics::counter!(names::DEAD_LETTERS, "pipeline" => pipeline.clone(), "stage" => letter.stage, "reason" => letter.reason).increment(1);
+        }
+        let rows: usize = open.iter().map(|(_, a)| a.rows.batch.num_rows()).sum();
+        board.rows.fetch_add(rows as u64, Ordering::Relaxed);
+        board.event_time.fetch_max(u64::try_from(newest).unwrap_or(0), Ordering::Relaxed);
+        metrics::counter!(names::FEATURE_ROWS, "pipeline" => pipeline.clone()).increment(rows as u64);
+        metrics::counter!(names::BATCHES, "pipeline" => pipeline.clone(), "reason" => reason.name()).increment(1);
+        if let Some((version, count)) = predicted {
+            board.predicted(version, count as u64);
+            metrics::counter!(names::PREDICTIONS, "pipeline" => pipeline.clone(), "model_version" => version.to_owned()).increment(count as u64);
+        }
+        let now = clock::now_ms();
+        for at in self.samples.drain(..) {
+            let latency = Duration::from_millis(u64::try_from(now - at).unwrap_or(0));
+            board.latency.add(latency);
+            metrics::histogram!(names::END_TO_END, "pipeline" => pipeline.clone()).record(latency.as_secs_f64());
+        }
+        self.gauges();
+    }
+
+    fn gauges(&self) {
+        let plan = &self.context.plan;
+        let (mut lag, mut entities, mut bytes) = (0_u64, 0_u64, 0_u64);
+        for (partition, slot) in &self.slots {
+            entities += slot.task.entities() as u64;
+            bytes += slot.task.memory().state as u64;
+            for (source, committed) in plan.sources.iter().zip(&slot.committed) {
+                if let Some(end) = self.consumer.end(&TopicPartition::new(Arc::clone(&source.topic), *partition)) {
+                    lag += u64::try_from(end.0 - committed).unwrap_or(0);
+                }
+            }
+        }
+        let worker = self.number.to_string();
+        let labels = [("pipeline", plan.name.clone()), ("worker", worker)];
+        metrics::gauge!(names::ENTITIES, &labels).set(entities as f64);
+        metrics::gauge!(names::STATE_BYTES, &labels).set(bytes as f64);
+        metrics::gauge!(names::LAG, "pipeline" => plan.name.clone(), "stage" => "features", "worker" => self.number.to_string()).set(lag as f64);
+        self.context.board.set_worker(self.number, lag, entities, bytes);
+    }
+
+    /// Hands due checkpoints to the checkpoint thread. With `last`, all that hold anything new.
+    fn checkpoints(&mut self, last: bool) -> Result<(), RunError> {
+        self.checkpointer.check()?;
+        // While a batch is open, the state is ahead of the committed offsets.
+        if !self.batcher.is_empty() {
+            return Ok(());
+        }
+        let offline = &self.context.plan.offline;
+        let now = clock::monotonic();
+        for (partition, slot) in &mut self.slots {
+            let full = slot.rows_count >= offline.checkpoint_rows;
+            let due = last || full || now.saturating_duration_since(slot.checkpointed) >= offline.checkpoint_interval;
+            if !slot.dirty || !due {
+                continue;
+            }
+            // Rows gather while the thread is busy, up to twice the limit; then a slow disk holds the stream back instead of
+            // filling memory.
+            if self.checkpointer.is_busy() && !last && slot.rows_count < 2 * offline.checkpoint_rows {
+                break;
+            }
+            let mut steps = Steps::start(&self.context.plan.name);
+            let positions = slot.task.next();
+            let next = positions.iter().zip(&self.context.plan.sources);
+            let next = next.filter_map(|(next, source)| {
+                next.map(|n| (TopicPartition::new(Arc::clone(&source.topic), *partition), n))
+            });
+            let job = Job {
+                partition: *partition,
+                next: next.collect(),
+                state: slot.task.snapshot()?,
+                rows: std::mem::take(&mut slot.rows),
+            };
+            steps.end("snapshot");
+            self.checkpointer.write(job)?;
+            slot.rows_count = 0;
+            slot.dirty = false;
+            slot.checkpointed = now;
+        }
+        Ok(())
+    }
+
+    /// Publishes what is open, writes a last checkpoint, leaves the group.
+    fn end(mut self) -> Result<(), RunError> {
+        if let Some(closed) = self.batcher.shut_down() {
+            self.flush(closed)?;
+        }
+        self.checkpoints(true)?;
+        self.checkpointer.finish()
+    }
+}
+
+fn numbers(partitions: &[TopicPartition]) -> Vec<i32> {
+    let mut numbers: Vec<i32> = partitions.iter().map(|p| p.partition).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    numbers
+}
+
+/// `0-3, 5`.
+fn ranges(numbers: &[i32]) -> String {
+    let mut out: Vec<String> = Vec::new();
+    let mut start = 0;
+    for end in 0..numbers.len() {
+        if end + 1 == numbers.len() || numbers[end + 1] != numbers[end] + 1 {
+            out.push(if start == end {
+                numbers[end].to_string()
+            } else {
+                format!("{}-{}", numbers[start], numbers[end])
+            });
+            start = end + 1;
+        }
+    }
+    out.join(", ")
+}
+
+/// One batch of all tasks' rows.
+fn concat<'b>(context: &Context, rows: impl Iterator<Item = &'b FeatureRows>) -> Result<FeatureRows, RunError> {
+    let rows: Vec<&FeatureRows> = rows.filter(|r| r.batch.num_rows() > 0).collect();
+    let batch = concat_batches(context.engine.schema(), rows.iter().map(|r| &r.batch))
+        .map_err(|e| RunError::Window(crate::window::WindowError::Rows(e.to_string())))?;
+    Ok(FeatureRows { batch, sequence: rows.iter().flat_map(|r| r.sequence.iter().copied()).collect() })
+}
+
+/// Each task starts where its newest checkpoint says, or at the beginning of the log where it has none: state below the
+/// committed offsets has to be computed again either way.
+fn start_policy(context: &Arc<Context>, starts: &Starts) -> crate::broker::StartPolicy {
+    let context = Arc::clone(context);
+    let starts = Arc::clone(starts);
+    Box::new(move |at| {
+        let mut starts = starts.lock();
+        let found = starts.entry(at.partition).or_insert_with(|| newest_checkpoint(&context, at.partition));
+        match found {
+            Ok(Some(manifest)) => manifest.next.get(at).map_or(StartAt::Earliest, |next| StartAt::Offset(*next)),
+            // The error is reported when the task is built, right after this poll.
+            Ok(None) | Err(_) => StartAt::Earliest,
+        }
+    })
+}
+
+fn newest_checkpoint(context: &Context, partition: i32) -> Result<Option<Manifest>, RunError> {
+    let newest = context.wiring.offline.latest(partition)?;
+    match newest {
+        // Starting over goes on with the numbers of the checkpoints, and with none of their contents.
+        Some(manifest) if context.is_rebuilt(partition) => {
+            let nothing = Manifest { next: Offsets::new(), state: None, files: Vec::new(), ..manifest };
+            Ok(Some(Manifest { definition: context.plan.definition.clone(), ..nothing }))
+        }
+        Some(manifest) if manifest.definition != context.plan.definition => Err(RunError::DefinitionChanged {
+            partition,
+            saved: manifest.definition,
+            now: context.plan.definition.clone(),
+        }),
+        other => Ok(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case(&[], "")]
+    #[case(&[3], "3")]
+    #[case(&[0, 1, 2, 3], "0-3")]
+    #[case(&[0, 1, 3, 5, 6], "0-1, 3, 5-6")]
+    fn partitions_are_told_as_ranges(#[case] numbers: &[i32], #[case] text: &str) {
+        assert_eq!(ranges(numbers), text);
+    }
+}
