@@ -4,7 +4,11 @@
 
 mod broker;
 mod bundles;
+#[cfg(feature = "acceptance")]
+mod cdnow;
 mod models;
+#[cfg(feature = "acceptance")]
+mod process;
 mod registry;
 mod scoring_plan;
 mod servers;

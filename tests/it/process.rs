@@ -1,0 +1,81 @@
+//! The driftline binary as a user runs it: its own process, its own folder, the environment set for a Kafka and a Redis.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+/// The repository.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The public data beside the repository, or `None` (said aloud) where it is not there.
+pub fn shared_data(name: &str) -> Option<PathBuf> {
+    let path = root().join("../shared/data").join(name);
+    if path.exists() {
+        return Some(path);
+    }
+    eprintln!("SKIPPED: {} is not there", path.display());
+    None
+}
+
+/// Python with the packages of tests/requirements.txt.
+pub fn python() -> PathBuf {
+    std::env::var_os("DRIFTLINE_PYTHON").map_or_else(|| root().join(".venv/bin/python"), PathBuf::from)
+}
+
+/// A place to run driftline in.
+pub struct World {
+    folder: TempDir,
+    env: Vec<(String, String)>,
+}
+
+impl World {
+    /// An empty folder, and an environment without servers.
+    pub fn new() -> Self {
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let mut world = Self { folder, env: Vec::new() };
+        let offline = format!("file://{}", world.path("offline").display());
+        let models = format!("file://{}", world.path("models").display());
+        world.set("OFFLINE_URL", &offline);
+        world.set("MODEL_REGISTRY", &models);
+        world.set("DRIFTLINE_PYTHON", &python().display().to_string());
+        world
+    }
+
+    /// Sets a variable for all commands.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.env.retain(|(n, _)| n != name);
+        self.env.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// A path in the folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The command with these arguments, not started. It runs in the repository, as a user's does.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_driftline"));
+        command.args(arguments).current_dir(root()).stdin(Stdio::null());
+        for name in ["KAFKA_BROKERS", "REDIS_URL", "SCHEMA_REGISTRY_URL", "DRIFTLINE_LISTEN", "DRIFTLINE_FAILPOINTS"] {
+            command.env_remove(name);
+        }
+        command.envs(self.env.iter().map(|(n, v)| (n, v)));
+        command
+    }
+
+    /// Runs to the end.
+    pub fn output(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Runs to the end, which must be a good one; gives standard output.
+    pub fn run(&self, arguments: &[&str]) -> String {
+        let output = self.output(arguments);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "driftline {} ended with {}:\n{errors}", arguments.join(" "), output.status);
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
