@@ -125,7 +125,7 @@ proptest! {
     ) {
         // All six values in both, so that both have the same edges; cells taken over, as frozen ones are.
         let of = |values: &[i32]| {
-            let mut builder = ProfileBuilder::new(["x"], 10);
+            let mut builder = ProfileBuilder::new(["x"], 1);
             for (time, value) in (0..6).chain(values.iter().copied()).enumerate() {
                 builder.push(time as i64, &[f64::from(value)]);
             }
