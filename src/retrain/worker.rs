@@ -139,7 +139,8 @@ pub struct RetrainWorker {
 
 /// Why a request is left unfinished.
 enum Pause {
-    /// A stop was asked for, or the partition went to another worker: somebody takes it up again.
+    /// A stop was asked for, the partition went to another worker, or outcomes are missing at the end of a run to the end:
+    /// somebody takes it up again.
     Left,
     Error(RetrainError),
 }
@@ -159,6 +160,8 @@ struct Run<'a> {
     consumer: Box<dyn Consumer>,
     producer: Box<dyn Producer>,
     stop: &'a Stop,
+    /// What is there is to be finished, and nothing more is to be waited for.
+    drain: &'a Stop,
     observer: &'a dyn Fn(RetrainObservation<'_>),
 }
 
@@ -207,7 +210,7 @@ impl RetrainWorker {
             static_member: Some(format!("{}-retrain", self.plan.name)),
         })?;
         let producer = self.broker.producer(None)?;
-        Run { worker: self, score, retraining, labels, consumer, producer, stop, observer }.work(drain)
+        Run { worker: self, score, retraining, labels, consumer, producer, stop, drain, observer }.work()
     }
 
     /// The last step of each finished request, from the audit topic.
@@ -251,7 +254,7 @@ impl RetrainWorker {
 }
 
 impl Run<'_> {
-    fn work(mut self, drain: &Stop) -> Result<(), RetrainError> {
+    fn work(mut self) -> Result<(), RetrainError> {
         let mut backoff = Backoff::for_server();
         loop {
             if self.stop.requested() {
@@ -282,7 +285,7 @@ impl Run<'_> {
                     self.consumer.commit(&Offsets::from([(records.partition.clone(), next)]))?;
                 }
             }
-            if drain.requested() && poll.is_empty() && self.at_end()? {
+            if self.drain.requested() && poll.is_empty() && self.at_end()? {
                 return Ok(());
             }
         }
@@ -458,6 +461,7 @@ impl Run<'_> {
         let mut labels = Labels::new(&self.worker.plan, self.labels, self.worker.schemas.clone())?;
         let mut told = false;
         loop {
+            let last_look = self.drain.requested();
             labels.refresh(self.worker.broker.as_ref(), event.train_from)?;
             let from = event.train_from.max(labels.newest().unwrap_or(event.asked_at).saturating_sub(lookback));
             // Joining reads all files, so it waits until labels alone could be enough.
@@ -477,6 +481,10 @@ impl Run<'_> {
                     detail,
                     json!({ "labels_since_shift": labels.since(event.since) }),
                 )?;
+            }
+            if last_look {
+                tracing::info!(id = event.id, "the retraining is left waiting for outcomes; the next run takes it up");
+                return Err(Pause::Left);
             }
             let until = clock::monotonic() + LOOK;
             while clock::monotonic() < until {

@@ -4,10 +4,8 @@
 
 mod broker;
 mod bundles;
-#[cfg(feature = "acceptance")]
 mod cdnow;
 mod models;
-#[cfg(feature = "acceptance")]
 mod process;
 mod registry;
 mod scoring_plan;
