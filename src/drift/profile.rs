@@ -11,7 +11,7 @@
 //!   rows would make it, at least 1, told from consecutive windows of `window_rows` rows. It absorbs autocorrelation and
 //!   seasonality.
 //!
-//! `tests/data/profile/make.py` is the same rule in Python, for trainers.
+//! `pipelines/churn/reference_profile.py` is the same rule in Python, for trainers.
 
 use std::ops::Range;
 use std::path::PathBuf;
