@@ -19,18 +19,18 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Float64Array, RecordBatch, RecordBatchOptions};
 use arrow::datatypes::{self, Field, Float64Type, Schema, SchemaRef};
-use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
-use datafusion::common::{DFSchema, DataFusionError};
-use datafusion::logical_expr::execution_props::ExecutionProps;
-use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
-use datafusion::logical_expr::simplify::SimplifyContext;
-use datafusion::logical_expr::{Cast, Expr, ExprSchemable};
-use datafusion::optimizer::simplify_expressions::ExprSimplifier;
-use datafusion::physical_expr::expressions::BinaryExpr;
-use datafusion::physical_expr::{PhysicalExpr, create_physical_expr};
-use datafusion::sql::planner::{ParserOptions, PlannerContext, SqlToRel};
-use datafusion::sql::sqlparser::ast::{self, Spanned, Visit, Visitor};
-use datafusion::sql::sqlparser::tokenizer::Span;
+use datafusion_common::tree_node::{Transformed, TransformedResult, TreeNode};
+use datafusion_common::{DFSchema, DataFusionError};
+use datafusion_expr::execution_props::ExecutionProps;
+use datafusion_expr::physical_planning_context::PhysicalPlanningContext;
+use datafusion_expr::simplify::SimplifyContext;
+use datafusion_expr::{Cast, Expr, ExprSchemable};
+use datafusion_optimizer::simplify_expressions::ExprSimplifier;
+use datafusion_physical_expr::expressions::BinaryExpr;
+use datafusion_physical_expr::{PhysicalExpr, create_physical_expr};
+use datafusion_sql::planner::{ParserOptions, PlannerContext, SqlToRel};
+use datafusion_sql::sqlparser::ast::{self, Spanned, Visit, Visitor};
+use datafusion_sql::sqlparser::tokenizer::Span;
 
 use self::catalog::CATALOG;
 use self::syntax::{byte_span, check, first_lower, parse};
@@ -350,7 +350,7 @@ fn from_arrow(data_type: &datatypes::DataType) -> Option<DataType> {
 }
 
 /// Arrow's plain operators wrap around where an integer does not fit; a wrong number is worse than none.
-fn checked_arithmetic(physical: Arc<dyn PhysicalExpr>) -> datafusion::common::Result<Arc<dyn PhysicalExpr>> {
+fn checked_arithmetic(physical: Arc<dyn PhysicalExpr>) -> datafusion_common::Result<Arc<dyn PhysicalExpr>> {
     physical
         .transform_up(|node| {
             Ok(match node.downcast_ref::<BinaryExpr>() {
@@ -362,12 +362,12 @@ fn checked_arithmetic(physical: Arc<dyn PhysicalExpr>) -> datafusion::common::Re
 }
 
 /// Names, types and operators resolved, constants folded.
-fn plan(expr: &ast::Expr, schema: &DFSchema) -> datafusion::common::Result<Expr> {
+fn plan(expr: &ast::Expr, schema: &DFSchema) -> datafusion_common::Result<Expr> {
     let (planned, simplifier) = coerce(expr, schema)?;
     simplifier.simplify(planned)
 }
 
-fn coerce(expr: &ast::Expr, schema: &DFSchema) -> datafusion::common::Result<(Expr, ExprSimplifier)> {
+fn coerce(expr: &ast::Expr, schema: &DFSchema) -> datafusion_common::Result<(Expr, ExprSimplifier)> {
     let options = ParserOptions::new().with_enable_ident_normalization(false).with_map_string_types_to_utf8view(false);
     let planner = SqlToRel::new_with_options(&*CATALOG, options);
     let planned = planner.sql_to_expr(expr.clone(), schema, &mut PlannerContext::new())?;

@@ -4,10 +4,10 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, LazyLock};
 
 use arrow::datatypes;
-use datafusion::common::config::ConfigOptions;
-use datafusion::common::{DataFusionError, TableReference};
-use datafusion::logical_expr::planner::{ContextProvider, ExprPlanner};
-use datafusion::logical_expr::{AggregateUDF, HigherOrderUDF, ScalarUDF, TableSource, WindowUDF};
+use datafusion_common::config::ConfigOptions;
+use datafusion_common::{DataFusionError, TableReference};
+use datafusion_expr::planner::{ContextProvider, ExprPlanner};
+use datafusion_expr::{AggregateUDF, HigherOrderUDF, ScalarUDF, TableSource, WindowUDF};
 
 /// Functions and planners by name; no tables, no variables.
 pub(super) struct Catalog {
@@ -48,7 +48,7 @@ pub(super) static CATALOG: LazyLock<Catalog> = LazyLock::new(|| {
 });
 
 impl ContextProvider for Catalog {
-    fn get_table_source(&self, name: TableReference) -> datafusion::common::Result<Arc<dyn TableSource>> {
+    fn get_table_source(&self, name: TableReference) -> datafusion_common::Result<Arc<dyn TableSource>> {
         Err(DataFusionError::Plan(format!("there are no tables here, not even `{name}`")))
     }
 

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::ops::{ControlFlow, Range};
 
-use datafusion::logical_expr::Volatility;
-use datafusion::sql::sqlparser::ast::{self, Spanned, Visit, Visitor};
-use datafusion::sql::sqlparser::dialect::GenericDialect;
-use datafusion::sql::sqlparser::parser::{Parser, ParserError};
-use datafusion::sql::sqlparser::tokenizer::{Location, Span, Token, Tokenizer};
+use datafusion_expr::Volatility;
+use datafusion_sql::sqlparser::ast::{self, Spanned, Visit, Visitor};
+use datafusion_sql::sqlparser::dialect::GenericDialect;
+use datafusion_sql::sqlparser::parser::{Parser, ParserError};
+use datafusion_sql::sqlparser::tokenizer::{Location, Span, Token, Tokenizer};
 
 use super::ExpressionError;
 use super::catalog::CATALOG;
