@@ -22,27 +22,39 @@ pub(super) struct Catalog {
     pub(super) config: Arc<ConfigOptions>,
 }
 
+/// SQL's functions over a window of rows that are no aggregates.
+const WINDOW_FUNCTIONS: [&str; 11] = [
+    "row_number",
+    "rank",
+    "dense_rank",
+    "percent_rank",
+    "cume_dist",
+    "ntile",
+    "lag",
+    "lead",
+    "first_value",
+    "last_value",
+    "nth_value",
+];
+
 /// The catalog.
 pub(super) static CATALOG: LazyLock<Catalog> = LazyLock::new(|| {
     let mut functions = HashMap::new();
-    for udf in datafusion::functions::all_default_functions() {
+    for udf in datafusion_functions::all_default_functions() {
         for alias in udf.aliases() {
             functions.insert(alias.clone(), udf.clone());
         }
         functions.insert(udf.name().to_owned(), udf);
     }
-    let aggregates = datafusion::functions_aggregate::all_default_aggregate_functions()
+    let aggregates = datafusion_functions_aggregate::all_default_aggregate_functions()
         .iter()
         .flat_map(|udf| udf.aliases().iter().cloned().chain([udf.name().to_owned()]))
         .collect();
-    let windows = datafusion::functions_window::all_default_window_functions()
-        .iter()
-        .flat_map(|udf| udf.aliases().iter().cloned().chain([udf.name().to_owned()]))
-        .collect();
+    let windows = WINDOW_FUNCTIONS.into_iter().map(str::to_owned).collect();
     let planners: Vec<Arc<dyn ExprPlanner>> = vec![
-        Arc::new(datafusion::functions::core::planner::CoreFunctionPlanner::default()),
-        Arc::new(datafusion::functions::datetime::planner::DatetimeFunctionPlanner),
-        Arc::new(datafusion::functions::unicode::planner::UnicodeFunctionPlanner),
+        Arc::new(datafusion_functions::core::planner::CoreFunctionPlanner::default()),
+        Arc::new(datafusion_functions::datetime::planner::DatetimeFunctionPlanner),
+        Arc::new(datafusion_functions::unicode::planner::UnicodeFunctionPlanner),
     ];
     Catalog { functions, aggregates, windows, planners, config: Arc::new(ConfigOptions::default()) }
 });
