@@ -14,6 +14,7 @@
 //! commit) and write a last checkpoint; then the monitor and the retrain worker stop at their next step; then the model
 //! watch ends. Nothing is in flight when a consumer leaves its group.
 
+mod account;
 mod checkpointer;
 mod context;
 mod features;
@@ -21,6 +22,7 @@ mod instance;
 mod output;
 mod publish;
 mod scoring;
+mod worker;
 
 pub use context::{Context, RunOptions, Stages, Wiring};
 
@@ -78,6 +80,16 @@ pub enum RunError {
         saved: String,
         /// Hash of the plan.
         now: String,
+    },
+    /// A stop came while something was away. What was open is left as if it had never been read.
+    #[error(
+        "the {what} was away when the stop came ({reason}); nothing is lost, the next start goes on from the last commit"
+    )]
+    Interrupted {
+        /// `broker`, `online store` or `registry`.
+        what: &'static str,
+        /// What it said.
+        reason: String,
     },
     /// A thread panicked: a bug.
     #[error("{thread} panicked: {message}; this is a bug in driftline, please report it")]

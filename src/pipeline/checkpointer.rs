@@ -13,7 +13,7 @@ use super::context::Context;
 use crate::broker::Offsets;
 use crate::runtime::backoff::Backoff;
 use crate::store::{Checkpoint, Manifest};
-use crate::telemetry::metrics::Steps;
+use crate::telemetry::metrics::{Step, Steps};
 
 /// Attempts at a checkpoint after a stop was asked for. What is not written then is computed again at the next start.
 const LAST_ATTEMPTS: u32 = 5;
@@ -56,11 +56,12 @@ impl Checkpointer {
             .name(format!("checkpoint-{number}"))
             .spawn(move || {
                 let mut newest = BTreeMap::new();
+                let steps = Steps::of(&context.plan.name);
                 for message in inbox {
                     match message {
                         Message::Begin(partition, manifest) => drop(newest.insert(partition, manifest.map(|m| *m))),
                         Message::Write(job) => {
-                            let result = write(&context, &mut newest, job);
+                            let result = write(&context, &steps, &mut newest, job);
                             counter.fetch_sub(1, Ordering::Release);
                             if let Err(error) = result {
                                 // The worker reads it at its next turn and ends; it may have ended already.
@@ -127,8 +128,13 @@ impl Drop for Checkpointer {
     }
 }
 
-fn write(context: &Context, newest: &mut BTreeMap<i32, Option<Manifest>>, job: Job) -> Result<(), RunError> {
-    let mut steps = Steps::start(&context.plan.name);
+fn write(
+    context: &Context,
+    steps: &Steps,
+    newest: &mut BTreeMap<i32, Option<Manifest>>,
+    job: Job,
+) -> Result<(), RunError> {
+    let mut clock = steps.start();
     let mut backoff = Backoff::for_server();
     let partition = job.partition;
     let previous = newest.get(&partition).cloned().flatten();
@@ -144,7 +150,7 @@ fn write(context: &Context, newest: &mut BTreeMap<i32, Option<Manifest>>, job: J
                     tracing::warn!(partition, "old checkpoints could not be removed: {error}");
                 }
                 newest.insert(partition, Some(manifest));
-                steps.end("checkpoint");
+                clock.end(Step::Checkpoint);
                 return Ok(());
             }
             Err(error) if error.is_retriable() => {

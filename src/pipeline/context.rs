@@ -224,11 +224,9 @@ impl Context {
         }
         if stages.score {
             let board = Arc::clone(&context.board);
-            let pipeline = context.plan.name.clone();
             let registry = Arc::clone(&context.wiring.registry);
-            let (watch, slots) = ModelWatch::start(&context.plan, registry, context.workers, move |event| {
-                show_model(&board, &pipeline, event)
-            })?;
+            let (watch, slots) =
+                ModelWatch::start(&context.plan, registry, context.workers, move |event| show_model(&board, event))?;
             context.models = Mutex::new(Some(watch));
             context.slots = Mutex::new(slots.into_iter().map(Some).collect());
         }
@@ -396,6 +394,33 @@ impl Context {
         drop(self.models.lock().take());
     }
 
+    /// Tries until it works, saying what it waits for.
+    ///
+    /// # Errors
+    /// What waiting does not mend; [`RunError::Interrupted`] where a stop came first.
+    pub(super) fn hold<T, E>(
+        &self,
+        what: &'static str,
+        is_retriable: fn(&E) -> bool,
+        mut attempt: impl FnMut() -> Result<T, E>,
+    ) -> Result<T, RunError>
+    where
+        E: std::fmt::Display + Into<RunError>,
+    {
+        let mut backoff = Backoff::for_server();
+        loop {
+            match attempt() {
+                Err(error) if is_retriable(&error) => {
+                    self.holding(what, &error, &backoff);
+                    if backoff.wait(&self.stop) {
+                        return Err(RunError::Interrupted { what, reason: error.to_string() });
+                    }
+                }
+                other => return other.map_err(Into::into),
+            }
+        }
+    }
+
     /// Says that something is away (once a spell, and then every half minute), and counts it.
     pub(super) fn holding(&self, what: &'static str, error: &dyn std::fmt::Display, backoff: &Backoff) {
         if backoff.attempts() == 0 {
@@ -407,12 +432,11 @@ impl Context {
     }
 }
 
-fn show_model(board: &Board, pipeline: &str, event: ModelEvent) {
+fn show_model(board: &Board, event: ModelEvent) {
     match event {
         ModelEvent::Ready { model, version, previous, provider, took } => {
             board.set_model(&version.0);
             board.reach(Milestone::InUse { version: version.to_string() });
-            metrics::counter!(names::MODEL_SWAPS, "pipeline" => pipeline.to_owned()).increment(1);
             let before = previous.map(|p| format!(", instead of version {p}")).unwrap_or_default();
             board.say(
                 Kind::Model,

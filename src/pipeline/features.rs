@@ -9,7 +9,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use arrow::array::{AsArray, BooleanArray, RecordBatch};
@@ -18,51 +17,34 @@ use arrow::datatypes::Int32Type;
 use parking_lot::Mutex;
 
 use super::RunError;
+use super::account::{Account, Ledger, sample};
 use super::checkpointer::{Checkpointer, Job};
 use super::context::Context;
-use super::output::{Output, unscorable};
-use super::publish::Publisher;
-use crate::broker::{Consumer, ConsumerSettings, Offsets, Poll, Producer, Records, StartAt, TopicPartition};
-use crate::config::plan::{Delivery, SourcePlan};
-use crate::runtime::backoff::Backoff;
+use super::worker::{self, Ends, IDLE_POLL, Progress};
+use crate::broker::{BrokerError, Offsets, Poll, Records, StartAt, TopicPartition};
+use crate::config::plan::SourcePlan;
 use crate::runtime::clock;
 use crate::runtime::failpoint;
-use crate::score::{BatchLimits, Batcher, CloseReason, Closed, Scorer};
-use crate::source::{DeadLetter, SourceDecoder, dead_letter};
-use crate::store::Manifest;
+use crate::score::{BatchLimits, Batcher, CloseReason, Closed, Scorer, Scores};
+use crate::source::{DeadLetter, Decoded, SourceDecoder, dead_letter};
+use crate::store::{Manifest, OfflineError};
 use crate::telemetry::board::Kind;
-use crate::telemetry::metrics::{self as names, Steps};
+use crate::telemetry::metrics::{Step, Steps};
 use crate::window::{Applied, FeatureRows, Task, TaskClock, row_columns};
 
-/// Records taken in one poll.
-pub(super) const POLL_RECORDS: usize = 16_384;
+/// Name of the stage: of its consumer group and in metrics.
+const STAGE: &str = "features";
 /// Rows a task applies before the next one has its turn.
 const ADVANCE_ROWS: usize = 16_384;
-/// How long a poll waits when nothing is open; also how soon a stop is noticed.
-pub(super) const IDLE_POLL: Duration = Duration::from_millis(100);
 /// How long a poll waits while rows are held back for another source.
 const HELD_POLL: Duration = Duration::from_millis(20);
-/// Latency samples taken of one poll.
-const SAMPLES: usize = 16;
 
-/// Runs a worker until a stop is asked for, or, with `until_end`, until nothing is left to read. A worker that lost its
-/// partitions to another one joins again with fresh state.
+/// Runs a worker until a stop is asked for, or, with `until_end`, until nothing is left to read.
 pub(super) fn run(context: &Arc<Context>, number: usize) -> Result<(), RunError> {
-    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
     let mut scorer = context.scorer(number);
-    loop {
-        let result = Worker::open(context, number, &mut scorer).and_then(Worker::run);
-        context.owned.lock().remove(&number);
-        match result {
-            Err(error) if error.is_lost() && backoff.attempts() < 20 => {
-                context.board.say(Kind::Rebalance, None, format!("worker {number} joins again: {error}"));
-                if backoff.wait(&context.stop) {
-                    return Ok(());
-                }
-            }
-            other => return other,
-        }
-    }
+    worker::keep_joined(context, STAGE, number, |progress| {
+        Worker::open(context, number, &mut scorer, progress).and_then(Worker::run)
+    })
 }
 
 /// What the start policy found for a partition number, for the task that is built after the poll.
@@ -88,13 +70,13 @@ struct Slot {
 struct Worker<'a> {
     context: &'a Arc<Context>,
     number: usize,
-    consumer: Box<dyn Consumer>,
-    producer: Box<dyn Producer>,
-    transactional: bool,
+    ends: Ends<'a>,
     starts: Starts,
     decoders: Vec<SourceDecoder>,
     scorer: &'a mut Option<Scorer>,
-    output: Output,
+    account: Account,
+    ledger: Ledger,
+    steps: Steps,
     slots: BTreeMap<i32, Slot>,
     checkpointer: Checkpointer,
     /// What is applied and not yet published, by partition number.
@@ -104,39 +86,34 @@ struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    fn open(context: &'a Arc<Context>, number: usize, scorer: &'a mut Option<Scorer>) -> Result<Self, RunError> {
+    fn open(
+        context: &'a Arc<Context>,
+        number: usize,
+        scorer: &'a mut Option<Scorer>,
+        progress: &'a Progress,
+    ) -> Result<Self, RunError> {
         let plan = &context.plan;
         let starts: Starts = Arc::default();
-        let score = plan.score.as_ref();
-        let transactional = score.is_none_or(|s| s.delivery == Delivery::ExactlyOnce);
-        let id = context.transactional_id(&number.to_string());
-        // The producer comes first: opening it aborts what a killed predecessor left open, which would hold back readers.
-        let producer = context.wiring.broker.producer(transactional.then_some(id.as_str()))?;
-        let consumer = context.wiring.broker.consumer(ConsumerSettings {
-            group: plan.group("features"),
-            topics: context.source_topics(),
-            client_id: id,
-            start: start_policy(context, &starts),
-            static_member: None,
-        })?;
+        let start = start_policy(context, &starts);
+        let ends = Ends::open(context, STAGE, number, context.source_topics(), start, progress)?;
         let decoders = plan
             .sources
             .iter()
             .enumerate()
             .map(|(i, s)| SourceDecoder::new(i, s, context.wiring.schemas.clone()))
             .collect::<Result<_, _>>()?;
-        let limits = score.map_or(
+        let limits = plan.score.as_ref().map_or(
             BatchLimits { rows: ADVANCE_ROWS, bytes: 64 << 20, wait: Duration::from_millis(5) },
             BatchLimits::of,
         );
         Ok(Self {
-            output: Output::new(context)?,
+            ends,
             checkpointer: Checkpointer::start(context, number)?,
+            account: Account::new(context, STAGE, number),
+            ledger: Ledger::new(context, number),
+            steps: Steps::of(&plan.name),
             context,
             number,
-            consumer,
-            producer,
-            transactional,
             starts,
             decoders,
             scorer,
@@ -147,24 +124,11 @@ impl<'a> Worker<'a> {
     }
 
     fn run(mut self) -> Result<(), RunError> {
-        let mut backoff = Backoff::for_server();
         loop {
             if self.context.stop.requested() {
                 return self.end();
             }
-            let poll = match self.consumer.poll(POLL_RECORDS, self.poll_wait()) {
-                Ok(poll) => poll,
-                Err(error) if error.is_retriable() => {
-                    self.context.holding("broker", &error, &backoff);
-                    backoff.wait(&self.context.stop);
-                    continue;
-                }
-                Err(error) => return Err(error.into()),
-            };
-            if backoff.attempts() > 0 {
-                self.context.board.say(Kind::Stage, None, format!("worker {}: the broker is back", self.number));
-                backoff = Backoff::for_server();
-            }
+            let Some(poll) = self.ends.poll(self.poll_wait())? else { continue };
             self.rebalance(&poll)?;
             self.take(&poll.records)?;
             self.advance()?;
@@ -193,13 +157,8 @@ impl<'a> Worker<'a> {
         if !poll.revoked.is_empty() {
             let lost: Vec<i32> = numbers(&poll.revoked);
             self.slots.retain(|partition, _| !lost.contains(partition));
-            let now = clock::monotonic();
-            for (partition, applied) in self.batcher.shut_down().map(|closed| closed.items).unwrap_or_default() {
-                // What a lost task applied is not committed, so its next owner will apply it again.
-                if !lost.contains(&partition) {
-                    self.batcher.push((partition, applied), 0, 0, now);
-                }
-            }
+            // What a lost task applied is not committed, so its next owner will apply it again.
+            self.batcher.retain(|(partition, _)| !lost.contains(partition));
         }
         let gained = numbers(&poll.assigned);
         for partition in &gained {
@@ -225,13 +184,16 @@ impl<'a> Worker<'a> {
         let context = self.context;
         let task = match &manifest {
             Some(manifest) if manifest.state.is_some() => {
-                let state = context.wiring.offline.load_state(manifest)?;
+                let offline = &context.wiring.offline;
+                let state = context.hold("offline", OfflineError::is_retriable, || offline.load_state(manifest))?;
                 Task::restore(Arc::clone(&context.engine), partition, &state)?
             }
             _ => Task::new(Arc::clone(&context.engine), partition),
         };
         let topics = context.source_topics();
-        let committed = context.wiring.broker.committed(&context.plan.group("features"), &topics)?;
+        let group = context.plan.group(STAGE);
+        let committed =
+            context.hold("broker", BrokerError::is_retriable, || context.wiring.broker.committed(&group, &topics))?;
         let committed = topics
             .iter()
             .map(|t| committed.get(&TopicPartition::new(Arc::clone(t), partition)).map_or(0, |o| o.0))
@@ -253,7 +215,7 @@ impl<'a> Worker<'a> {
 
     /// Decodes what was polled and offers it to the tasks.
     fn take(&mut self, polled: &[Records]) -> Result<(), RunError> {
-        let mut steps = Steps::start(&self.context.plan.name);
+        let mut clock = self.steps.start();
         for records in polled {
             let partition = records.partition.partition;
             // Records of a partition that this worker does not own any more are somebody else's.
@@ -267,8 +229,7 @@ impl<'a> Worker<'a> {
                 .position(|s| s.topic == records.partition.topic)
                 .expect("only the sources' topics are subscribed");
             let decoded = self.decode(source, records)?;
-            let stride = records.len().div_ceil(SAMPLES).max(1);
-            self.samples.extend(records.timestamps.iter().step_by(stride).filter(|t| **t > 0));
+            self.samples.extend(sample(records));
             let slot = self.slots.get_mut(&partition).expect("it was there a few lines above");
             slot.last_record[source] = clock::monotonic();
             slot.dead.extend(decoded.dead);
@@ -288,25 +249,14 @@ impl<'a> Worker<'a> {
             }
             slot.dead.make_contiguous().sort_by_key(|d| d.offset);
         }
-        steps.end("decode");
+        clock.end(Step::Decode);
         Ok(())
     }
 
     /// Decodes, waiting for a schema registry that is away.
-    fn decode(&mut self, source: usize, records: &Records) -> Result<crate::source::Decoded, RunError> {
-        let mut backoff = Backoff::for_server();
-        loop {
-            match self.decoders[source].decode(records) {
-                Ok(decoded) => return Ok(decoded),
-                Err(error) if error.is_retriable() => {
-                    self.context.holding("registry", &error, &backoff);
-                    if backoff.wait(&self.context.stop) {
-                        return Err(error.into());
-                    }
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
+    fn decode(&mut self, source: usize, records: &Records) -> Result<Decoded, RunError> {
+        let decoder = &mut self.decoders[source];
+        self.context.hold("registry", BrokerError::is_retriable, || decoder.decode(records))
     }
 
     /// Lets the tasks apply what may be applied, and publishes whenever that fills a batch.
@@ -321,13 +271,13 @@ impl<'a> Worker<'a> {
             let idle: Vec<bool> = sources.iter().zip(&slot.last_record).map(idle).collect();
             let caught_up: Vec<bool> = sources
                 .iter()
-                .map(|s| self.consumer.caught_up(&TopicPartition::new(Arc::clone(&s.topic), partition)))
+                .map(|s| self.ends.consumer.caught_up(&TopicPartition::new(Arc::clone(&s.topic), partition)))
                 .collect();
             loop {
-                let mut steps = Steps::start(&self.context.plan.name);
+                let mut clock = self.steps.start();
                 let slot = self.slots.get_mut(&partition).expect("only a rebalance removes slots");
                 let applied = slot.task.advance(&TaskClock { caught_up: &caught_up, idle: &idle }, ADVANCE_ROWS)?;
-                steps.end("window");
+                clock.end(Step::Window);
                 let more = applied.more;
                 if let Some(first) = &applied.failures.first {
                     tracing::warn!(
@@ -358,7 +308,7 @@ impl<'a> Worker<'a> {
             && self.slots.iter().all(|(partition, slot)| {
                 (0..sources.len()).all(|s| {
                     slot.task.buffered(s) == 0
-                        && self.consumer.caught_up(&TopicPartition::new(Arc::clone(&sources[s].topic), *partition))
+                        && self.ends.consumer.caught_up(&TopicPartition::new(Arc::clone(&sources[s].topic), *partition))
                 })
             })
     }
@@ -366,35 +316,31 @@ impl<'a> Worker<'a> {
     /// Publishes a closed batch and commits it. It holds all that any task applied since the last commit.
     fn flush(&mut self, closed: Closed<(i32, Applied)>) -> Result<(), RunError> {
         let context = self.context;
-        let mut steps = Steps::start(&context.plan.name);
+        let mut clock = self.steps.start();
         let (reason, open) = (closed.reason, closed.items);
         let online = concat(context, open.iter().map(|(_, a)| &a.online))?;
         let rows = concat(context, open.iter().map(|(_, a)| &a.rows))?;
         let fresh = self.not_yet_published(&rows.batch)?;
-        let scored = fresh.num_rows();
 
         // The online store and the model do not need each other: the write waits for the network while the model computes.
         let (written, scores) = std::thread::scope(|scope| {
             let store = context.wiring.online.as_deref().filter(|_| online.batch.num_rows() > 0);
             let writer = store.map(|store| scope.spawn(|| store.write(&online, &|| context.stop.requested())));
             let scores = match self.scorer.as_mut() {
-                Some(scorer) if scored > 0 => scorer.score(&fresh).map(Some),
+                Some(scorer) if fresh.num_rows() > 0 => scorer.score(&fresh).map(Some),
                 _ => Ok(None),
             };
             (writer.map(|w| w.join().expect("the online store does not panic")), scores)
         });
         let scores = scores?;
-        if let Some(written) = written {
-            match written {
-                // Asked to stop while the store is away: leave without committing, the next start does it again.
-                Err(error) if error.is_retriable() && context.stop.requested() => {
-                    tracing::warn!("stopping before the online store came back; nothing is lost: {error}");
-                    return Ok(());
-                }
-                other => other?,
-            }
+        if let Some(Err(error)) = written {
+            // The store gives up on a lost server only because a stop was asked for.
+            return Err(match error.is_retriable() {
+                true => RunError::Interrupted { what: "online store", reason: error.to_string() },
+                false => error.into(),
+            });
         }
-        steps.end("online_and_score");
+        clock.end(Step::OnlineAndScore);
         failpoint::hit("features.after_online");
 
         let mut offsets = Offsets::new();
@@ -417,16 +363,15 @@ impl<'a> Worker<'a> {
             dead.extend(out.into_iter().filter(|d| position(d).is_some_and(|s| d.offset >= committed[s])));
         }
         if let Some(scores) = &scores {
-            dead.extend(unscorable(context.wiring.broker.as_ref(), &fresh, scores)?);
+            dead.extend(self.ends.unscorable(&fresh, scores)?);
         }
-        self.output.encode(&fresh, scores.as_ref())?;
-        steps.end("encode");
-        self.publish(&offsets, &dead)?;
-        steps.end("commit");
+        self.ends.output.encode(&fresh, scores.as_ref())?;
+        clock.end(Step::Encode);
+        self.ends.publish(&offsets, &dead)?;
+        clock.end(Step::Commit);
         failpoint::hit("features.after_commit");
         self.committed(&offsets);
-        let predicted = scores.as_ref().map(|s| (s.version.as_ref(), scored - s.failed.len()));
-        self.account(reason, &open, &dead, predicted);
+        self.account(reason, &open, &dead, scores.as_ref());
         for (partition, applied) in open {
             if let Some(slot) = self.slots.get_mut(&partition)
                 && applied.rows.batch.num_rows() > 0
@@ -456,16 +401,6 @@ impl<'a> Worker<'a> {
         filter_record_batch(rows, &keep).map_err(|e| RunError::Window(crate::window::WindowError::Rows(e.to_string())))
     }
 
-    fn publish(&mut self, offsets: &Offsets, dead: &[DeadLetter]) -> Result<(), RunError> {
-        let output = &self.output;
-        Publisher {
-            producer: self.producer.as_mut(),
-            consumer: self.consumer.as_mut(),
-            transactional: self.transactional,
-        }
-        .publish(self.context, offsets, dead, |producer| output.send(producer))
-    }
-
     fn committed(&mut self, offsets: &Offsets) {
         for (at, next) in offsets {
             let source = self.context.plan.sources.iter().position(|s| s.topic == at.topic);
@@ -476,78 +411,21 @@ impl<'a> Worker<'a> {
     }
 
     /// Moves counters and gauges, once a batch.
-    fn account(
-        &mut self,
-        reason: CloseReason,
-        open: &[(i32, Applied)],
-        dead: &[DeadLetter],
-        predicted: Option<(&str, usize)>,
-    ) {
-        let context = self.context;
-        let (plan, board) = (&context.plan, &context.board);
-        let pipeline = plan.name.clone();
-        let mut newest = 0;
-        for (_, applied) in open {
-            for (source, counts) in applied.counts.iter().enumerate() {
-                let (name, totals) = &board.sources[source];
-                totals.read.fetch_add(counts.read, Ordering::Relaxed);
-                totals.applied.fetch_add(counts.applied, Ordering::Relaxed);
-                totals.filtered.fetch_add(counts.filtered, Ordering::Relaxed);
-                totals.late.fetch_add(counts.late, Ordering::Relaxed);
-                totals.dead.fetch_add(counts.dead, Ordering::Relaxed);
-                for (metric, count) in [
-                    (names::SOURCE_READ, counts.read),
-                    (names::WINDOW_APPLIED, counts.applied),
-                    (names::SOURCE_FILTERED, counts.filtered),
-                    (names::WINDOW_LATE, counts.late),
-                ] {
-                    if count > 0 {
-                        metrics::counter!(metric, "pipeline" => pipeline.clone(), "source" => name.clone())
-                            .increment(count);
-                    }
-                }
-            }
-            newest = newest.max(applied.watermark.unwrap_or(0));
-        }
-        for letter in dead {
-            metrics::counter!(names::DEAD_LETTERS, "pipeline" => pipeline.clone(), "stage" => letter.stage, "reason" => letter.reason).increment(1);
-        }
-        let rows: usize = open.iter().map(|(_, a)| a.rows.batch.num_rows()).sum();
-        board.rows.fetch_add(rows as u64, Ordering::Relaxed);
-        board.event_time.fetch_max(u64::try_from(newest).unwrap_or(0), Ordering::Relaxed);
-        metrics::counter!(names::FEATURE_ROWS, "pipeline" => pipeline.clone()).increment(rows as u64);
-        metrics::counter!(names::BATCHES, "pipeline" => pipeline.clone(), "reason" => reason.name()).increment(1);
-        if let Some((version, count)) = predicted {
-            board.predicted(version, count as u64);
-            metrics::counter!(names::PREDICTIONS, "pipeline" => pipeline.clone(), "model_version" => version.to_owned()).increment(count as u64);
-        }
-        let now = clock::now_ms();
-        for at in self.samples.drain(..) {
-            let latency = Duration::from_millis(u64::try_from(now - at).unwrap_or(0));
-            board.latency.add(latency);
-            metrics::histogram!(names::END_TO_END, "pipeline" => pipeline.clone()).record(latency.as_secs_f64());
-        }
-        self.gauges();
-    }
-
-    fn gauges(&self) {
-        let plan = &self.context.plan;
+    fn account(&mut self, reason: CloseReason, open: &[(i32, Applied)], dead: &[DeadLetter], scores: Option<&Scores>) {
+        self.ledger.committed(&self.context.board, open.iter().map(|(_, applied)| applied));
+        self.account.committed(reason, dead, scores, self.samples.drain(..));
         let (mut lag, mut entities, mut bytes) = (0_u64, 0_u64, 0_u64);
         for (partition, slot) in &self.slots {
             entities += slot.task.entities() as u64;
             bytes += slot.task.memory().state as u64;
-            for (source, committed) in plan.sources.iter().zip(&slot.committed) {
-                if let Some(end) = self.consumer.end(&TopicPartition::new(Arc::clone(&source.topic), *partition)) {
-                    lag += u64::try_from(end.0 - committed).unwrap_or(0);
-                }
+            for (source, committed) in self.context.plan.sources.iter().zip(&slot.committed) {
+                let at = TopicPartition::new(Arc::clone(&source.topic), *partition);
+                let end = self.ends.consumer.end(&at);
+                lag += end.map_or(0, |end| u64::try_from(end.0 - committed).unwrap_or(0));
             }
         }
-        let worker = self.number.to_string();
-        let labels = [("pipeline", plan.name.clone()), ("worker", worker)];
-        metrics::gauge!(names::ENTITIES, &labels).set(entities as f64);
-        metrics::gauge!(names::STATE_BYTES, &labels).set(bytes as f64);
-        metrics::gauge!(names::LAG, "pipeline" => plan.name.clone(), "stage" => "features", "worker" => self.number.to_string()).set(lag as f64);
-        self.context.board.set_worker(self.number, lag, entities, bytes);
+        self.ledger.holds(entities, bytes);
+        self.account.holds(lag, entities, bytes);
     }
 
     /// Hands due checkpoints to the checkpoint thread. With `last`, all that hold anything new.
@@ -570,7 +448,7 @@ impl<'a> Worker<'a> {
             if self.checkpointer.is_busy() && !last && slot.rows_count < 2 * offline.checkpoint_rows {
                 break;
             }
-            let mut steps = Steps::start(&self.context.plan.name);
+            let mut clock = self.steps.start();
             let positions = slot.task.next();
             let next = positions.iter().zip(&self.context.plan.sources);
             let next = next.filter_map(|(next, source)| {
@@ -582,7 +460,7 @@ impl<'a> Worker<'a> {
                 state: slot.task.snapshot()?,
                 rows: std::mem::take(&mut slot.rows),
             };
-            steps.end("snapshot");
+            clock.end(Step::Snapshot);
             self.checkpointer.write(job)?;
             slot.rows_count = 0;
             slot.dirty = false;
@@ -650,7 +528,8 @@ fn start_policy(context: &Arc<Context>, starts: &Starts) -> crate::broker::Start
 }
 
 fn newest_checkpoint(context: &Context, partition: i32) -> Result<Option<Manifest>, RunError> {
-    let newest = context.wiring.offline.latest(partition)?;
+    let offline = &context.wiring.offline;
+    let newest = context.hold("offline", OfflineError::is_retriable, || offline.latest(partition))?;
     match newest {
         // Starting over goes on with the numbers of the checkpoints, and with none of their contents.
         Some(manifest) if context.is_rebuilt(partition) => {

@@ -18,6 +18,9 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 4] = [Self::Rows, Self::Bytes, Self::Linger, Self::Shutdown];
+
     /// Fixed word for metrics.
     pub fn name(self) -> &'static str {
         match self {
@@ -64,11 +67,18 @@ pub struct Closed<T> {
 #[derive(Debug)]
 pub struct Batcher<T> {
     limits: BatchLimits,
-    items: Vec<T>,
+    items: Vec<Item<T>>,
     rows: usize,
     bytes: usize,
     /// Set by the first item.
     deadline: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Item<T> {
+    value: T,
+    rows: usize,
+    bytes: usize,
 }
 
 impl<T> Batcher<T> {
@@ -79,8 +89,8 @@ impl<T> Batcher<T> {
 
     /// Adds an item that came at `now`, and closes the batch where that fills it. Where rows and bytes fill it at once, the
     /// reason is rows.
-    pub fn push(&mut self, item: T, rows: usize, bytes: usize, now: Instant) -> Option<Closed<T>> {
-        self.items.push(item);
+    pub fn push(&mut self, value: T, rows: usize, bytes: usize, now: Instant) -> Option<Closed<T>> {
+        self.items.push(Item { value, rows, bytes });
         self.rows += rows;
         self.bytes = self.bytes.saturating_add(bytes);
         self.deadline.get_or_insert_with(|| now + self.limits.wait);
@@ -106,9 +116,15 @@ impl<T> Batcher<T> {
         self.close(CloseReason::Shutdown)
     }
 
-    /// Gives up what waits, as if it had never come: its source will bring it again.
-    pub fn clear(&mut self) {
-        self.close(CloseReason::Shutdown);
+    /// Gives up what does not satisfy `keep`, as if it had never come: its source will bring it again. The deadline stays
+    /// for as long as anything waits.
+    pub fn retain(&mut self, keep: impl Fn(&T) -> bool) {
+        self.items.retain(|item| keep(&item.value));
+        self.rows = self.items.iter().map(|item| item.rows).sum();
+        self.bytes = self.items.iter().map(|item| item.bytes).sum();
+        if self.items.is_empty() {
+            self.deadline = None;
+        }
     }
 
     /// When [`Batcher::poll`] will close the batch; nothing where nothing waits.
@@ -129,7 +145,7 @@ impl<T> Batcher<T> {
     fn close(&mut self, reason: CloseReason) -> Option<Closed<T>> {
         self.deadline = None;
         let (rows, bytes) = (std::mem::take(&mut self.rows), std::mem::take(&mut self.bytes));
-        let items = std::mem::take(&mut self.items);
+        let items: Vec<T> = self.items.drain(..).map(|item| item.value).collect();
         (!items.is_empty()).then_some(Closed { reason, items, rows, bytes })
     }
 }
@@ -185,12 +201,21 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_up_does_not_come_back() {
+    fn what_is_given_up_does_not_come_back_and_what_stays_counts_on() {
+        let start = monotonic();
         let mut batcher = Batcher::new(LIMITS);
-        batcher.push('a', 9, 1, monotonic());
-        batcher.clear();
+        batcher.push('a', 5, 600, start);
+        batcher.push('b', 4, 300, start);
+        batcher.retain(|item| *item == 'b');
+        assert_eq!((batcher.rows(), batcher.deadline()), (4, Some(start + LIMITS.wait)));
+        assert_eq!(batcher.push('c', 5, 600, start), None, "9 rows and 900 bytes");
+        let expected = Closed { reason: CloseReason::Rows, items: vec!['b', 'c', 'd'], rows: 10, bytes: 901 };
+        assert_eq!(batcher.push('d', 1, 1, start), Some(expected));
+
+        batcher.push('e', 9, 1, start);
+        batcher.retain(|_| false);
         assert!(batcher.is_empty() && batcher.deadline().is_none());
-        assert_eq!(batcher.push('b', 9, 1, monotonic()), None);
+        assert_eq!(batcher.push('f', 9, 1, start), None);
     }
 
     #[derive(Debug, Clone)]

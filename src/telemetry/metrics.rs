@@ -1,8 +1,11 @@
 //! Every metric by name: `driftline_<stage>_<noun>_<unit>[_total]`; seconds and bytes only; moved once a batch.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::Instant;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+use crate::runtime::clock;
 
 macro_rules! names {
     ($($(#[doc = $doc:literal])+ $kind:ident $name:ident = $text:literal;)+) => {
@@ -34,7 +37,7 @@ names! {
     gauge LAG = "driftline_source_lag_records";
     /// Seconds from a record's timestamp in the log to its committed prediction (or feature row). Labels: pipeline.
     histogram END_TO_END = "driftline_run_event_to_output_seconds";
-    /// Seconds a batch spent in one step. Labels: pipeline, step (decode, window, online, score, produce, commit, checkpoint).
+    /// Seconds a batch spent in one step. Labels: pipeline, step (decode, window, online_and_score, score, encode, commit, snapshot, checkpoint).
     histogram STEP = "driftline_run_step_seconds";
     /// Micro-batches by the reason they closed for. Labels: pipeline, reason (rows, bytes, linger, shutdown).
     counter BATCHES = "driftline_score_batches_total";
@@ -105,25 +108,83 @@ pub fn install() -> Result<PrometheusHandle, String> {
     Ok(handle)
 }
 
-/// Times the steps of a batch.
-pub struct Steps {
-    pipeline: String,
-    last: std::time::Instant,
+/// Part of the work on a batch, as `driftline_run_step_seconds` tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Records of a poll become columns.
+    Decode,
+    /// Columns are applied to window state.
+    Window,
+    /// The online store is written while the model scores.
+    OnlineAndScore,
+    /// The model scores, where scoring runs apart.
+    Score,
+    /// Output becomes records.
+    Encode,
+    /// Records are sent and committed.
+    Commit,
+    /// State is copied for a checkpoint.
+    Snapshot,
+    /// A checkpoint is written.
+    Checkpoint,
 }
 
+impl Step {
+    /// All of them, in the order of their numbers.
+    const ALL: [Self; 8] = [
+        Self::Decode,
+        Self::Window,
+        Self::OnlineAndScore,
+        Self::Score,
+        Self::Encode,
+        Self::Commit,
+        Self::Snapshot,
+        Self::Checkpoint,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Decode => "decode",
+            Self::Window => "window",
+            Self::OnlineAndScore => "online_and_score",
+            Self::Score => "score",
+            Self::Encode => "encode",
+            Self::Commit => "commit",
+            Self::Snapshot => "snapshot",
+            Self::Checkpoint => "checkpoint",
+        }
+    }
+}
+
+/// Times the steps of a thread's batches. A clone costs a counter: the metric's handles are made once.
+#[derive(Clone)]
+pub struct Steps(Arc<[metrics::Histogram]>);
+
 impl Steps {
-    /// Starts at the first step.
-    pub fn start(pipeline: &str) -> Self {
-        Self { pipeline: pipeline.to_owned(), last: crate::runtime::clock::monotonic() }
+    /// For the batches of a pipeline.
+    pub fn of(pipeline: &str) -> Self {
+        let handle = |step: Step| metrics::histogram!(STEP, "pipeline" => pipeline.to_owned(), "step" => step.name());
+        Self(Step::ALL.into_iter().map(handle).collect())
     }
 
+    /// Starts the clock at the first step of a batch.
+    pub fn start(&self) -> StepClock {
+        StepClock { steps: self.clone(), last: clock::monotonic() }
+    }
+}
+
+/// The running clock of one batch.
+pub struct StepClock {
+    steps: Steps,
+    last: Instant,
+}
+
+impl StepClock {
     /// Ends a step and begins the next one.
-    pub fn end(&mut self, step: &'static str) -> Duration {
-        let now = crate::runtime::clock::monotonic();
-        let took = now - self.last;
+    pub fn end(&mut self, step: Step) {
+        let now = clock::monotonic();
+        self.steps.0[step as usize].record((now - self.last).as_secs_f64());
         self.last = now;
-        metrics::histogram!(STEP, "pipeline" => self.pipeline.clone(), "step" => step).record(took.as_secs_f64());
-        took
     }
 }
 

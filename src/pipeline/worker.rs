@@ -1,0 +1,186 @@
+//! What the workers of the feature stage and of the scoring stage share: their two ends on the log, and joining again after
+//! a loss.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::RunError;
+use super::context::Context;
+use super::output::{self, Output};
+use super::publish::Publisher;
+use crate::broker::{BrokerError, Consumer, ConsumerSettings, Offsets, Poll, Producer, StartPolicy};
+use crate::config::plan::Delivery;
+use crate::runtime::backoff::Backoff;
+use crate::score::Scores;
+use crate::source::DeadLetter;
+use crate::telemetry::board::Kind;
+
+/// Records taken in one poll.
+const POLL_RECORDS: usize = 16_384;
+/// How long a poll waits when nothing is open; also how soon a stop is noticed.
+pub(super) const IDLE_POLL: Duration = Duration::from_millis(100);
+/// Losses in a row, without a commit between them, after which a worker gives up: joining again does not help.
+const MOST_LOSSES: u32 = 20;
+
+/// True once a worker has committed anything since it joined.
+#[derive(Debug, Default)]
+pub(super) struct Progress(Cell<bool>);
+
+/// Runs sessions of a worker until one ends for good. A session that has lost its partitions or its right to publish is
+/// followed by one with fresh state.
+pub(super) fn keep_joined(
+    context: &Context,
+    stage: &str,
+    number: usize,
+    mut session: impl FnMut(&Progress) -> Result<(), RunError>,
+) -> Result<(), RunError> {
+    let name = name(stage, number);
+    let mut losses = Losses::new();
+    loop {
+        let progress = Progress::default();
+        let ended = session(&progress);
+        context.owned.lock().remove(&number);
+        match ended {
+            Err(error) if error.is_lost() && losses.allow_another(&progress) => {
+                context.board.say(Kind::Rebalance, None, format!("{name} joins again: {error}"));
+                if losses.backoff.wait(&context.stop) {
+                    return Ok(());
+                }
+            }
+            Err(error @ RunError::Interrupted { .. }) => {
+                context.board.say(Kind::Warning, None, format!("{name} stops: {error}"));
+                return Ok(());
+            }
+            other => return other,
+        }
+    }
+}
+
+fn name(stage: &str, number: usize) -> String {
+    if stage == "features" { format!("worker {number}") } else { format!("{stage} worker {number}") }
+}
+
+/// Counts the losses of a worker that came to nothing.
+struct Losses {
+    backoff: Backoff,
+}
+
+impl Losses {
+    fn new() -> Self {
+        Self { backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(10)) }
+    }
+
+    /// True where the worker may try again after a session that came this far.
+    fn allow_another(&mut self, progress: &Progress) -> bool {
+        if progress.0.get() {
+            *self = Self::new();
+        }
+        self.backoff.attempts() < MOST_LOSSES
+    }
+}
+
+/// A worker's consumer, its producer, and what it writes.
+pub(super) struct Ends<'a> {
+    context: &'a Arc<Context>,
+    name: String,
+    /// Reads the stage's input.
+    pub consumer: Box<dyn Consumer>,
+    /// Encodes the stage's output.
+    pub output: Output,
+    producer: Box<dyn Producer>,
+    transactional: bool,
+    progress: &'a Progress,
+    /// Polls in a row that found no broker.
+    away: Backoff,
+}
+
+impl<'a> Ends<'a> {
+    /// Opens the ends of worker `number`, which reads `topics` as a member of the group of `stage`.
+    pub fn open(
+        context: &'a Arc<Context>,
+        stage: &str,
+        number: usize,
+        topics: Vec<Arc<str>>,
+        start: StartPolicy,
+        progress: &'a Progress,
+    ) -> Result<Self, RunError> {
+        let plan = &context.plan;
+        let transactional = plan.score.as_ref().is_none_or(|score| score.delivery == Delivery::ExactlyOnce);
+        let id = context.transactional_id(&number.to_string());
+        // The producer comes first: opening it aborts what a killed predecessor left open, which would hold back readers.
+        let producer = context.wiring.broker.producer(transactional.then_some(id.as_str()))?;
+        let group = plan.group(stage);
+        let settings = ConsumerSettings { group, topics, client_id: id, start, static_member: None };
+        let consumer = context.wiring.broker.consumer(settings)?;
+        Ok(Self {
+            context,
+            name: name(stage, number),
+            consumer,
+            output: Output::new(context)?,
+            producer,
+            transactional,
+            progress,
+            away: Backoff::for_server(),
+        })
+    }
+
+    /// Polls; nothing where no broker answers, after a pause.
+    pub fn poll(&mut self, wait: Duration) -> Result<Option<Poll>, RunError> {
+        let context = self.context;
+        match self.consumer.poll(POLL_RECORDS, wait) {
+            Ok(poll) => {
+                if self.away.attempts() > 0 {
+                    context.board.say(Kind::Stage, None, format!("{}: the broker is back", self.name));
+                    self.away = Backoff::for_server();
+                }
+                Ok(Some(poll))
+            }
+            Err(error) if error.is_retriable() => {
+                context.holding("broker", &error, &self.away);
+                self.away.wait(&context.stop);
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Dead letters for the rows that the model could not score.
+    pub fn unscorable(&self, rows: &arrow::array::RecordBatch, scores: &Scores) -> Result<Vec<DeadLetter>, RunError> {
+        let broker = self.context.wiring.broker.as_ref();
+        self.context.hold("broker", BrokerError::is_retriable, || output::unscorable(broker, rows, scores))
+    }
+
+    /// Commits what [`Ends::output`] has encoded, the dead letters and the offsets.
+    pub fn publish(&mut self, offsets: &Offsets, dead: &[DeadLetter]) -> Result<(), RunError> {
+        let Self { context, consumer, producer, output, .. } = self;
+        Publisher { producer: producer.as_mut(), consumer: consumer.as_mut(), transactional: self.transactional }
+            .publish(context, offsets, dead, |producer| output.send(producer))?;
+        self.progress.0.set(true);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_losses_without_a_commit_between_them_end_a_worker() {
+        let (nothing, committed) = (Progress::default(), Progress(Cell::new(true)));
+        let mut losses = Losses::new();
+        let mut lose = |progress| {
+            let allowed = losses.allow_another(progress);
+            losses.backoff.next_wait();
+            allowed
+        };
+        for round in 0..50 {
+            assert!(lose(&committed), "round {round}");
+            for loss in 1..MOST_LOSSES {
+                assert!(lose(&nothing), "round {round}, loss {loss}");
+            }
+        }
+        assert!(!lose(&nothing));
+        assert!(lose(&committed));
+    }
+}
