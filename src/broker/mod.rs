@@ -248,17 +248,18 @@ pub trait Producer: Send {
     /// Without a transactional id it only waits; the caller then commits through the consumer.
     ///
     /// # Errors
-    /// A retriable error leaves all as it was: call again with the same arguments, or abort. Once its end was asked for, a
-    /// commit waits for the outcome as long as a broker keeps a transaction. [`BrokerError::Aborted`]: the
-    /// transaction is rolled back; read its input again. [`BrokerError::Fenced`]: rolled back too, and the right to
+    /// A retriable error leaves all as it was: call again with the same arguments, or abort. [`BrokerError::Undecided`]: the
+    /// broker was asked to commit and did not answer, so the transaction is committed or not, and only a further `commit`
+    /// with the same arguments tells; until it does, `send` and `abort` give this error too. A new producer of the same id
+    /// settles it as well. [`BrokerError::Aborted`]: the transaction is rolled back; read its input again. [`BrokerError::Fenced`]: rolled back too, and the right to
     /// publish is lost: drop the tasks, open a new producer and go on with what [`Consumer::poll`] assigns.
     fn commit(&mut self, offsets: &Offsets, token: Option<&GroupToken>) -> Result<(), BrokerError>;
 
     /// Gives up the transaction: nothing that was sent becomes visible. Does nothing where none is open.
     ///
     /// # Errors
-    /// Retriable where the broker is away; what is left of it is then rolled back by the next `abort` or `begin`. Not
-    /// retriable where the end of the transaction was asked for and no answer came: only a further `commit` tells.
+    /// Retriable where the broker is away; what is left of it is then rolled back by the next `abort` or `begin`.
+    /// [`BrokerError::Undecided`] where the outcome of a commit is open.
     fn abort(&mut self) -> Result<(), BrokerError>;
 }
 
@@ -310,6 +311,14 @@ pub enum BrokerError {
         /// The producer's id.
         transactional_id: String,
         /// The broker's words.
+        reason: String,
+    },
+    /// The broker was asked to commit and its answer did not come: what was sent may be visible or not.
+    #[error("the commit of '{transactional_id}' was asked for and is not answered yet: {reason}")]
+    Undecided {
+        /// The producer's id.
+        transactional_id: String,
+        /// The client's words.
         reason: String,
     },
     /// One record is too large for the broker, or otherwise refused for its own sake.
@@ -371,6 +380,11 @@ impl BrokerError {
     /// True where this instance has lost its right to publish and must drop its tasks and rejoin.
     pub fn is_fenced(&self) -> bool {
         matches!(self, Self::Fenced { .. })
+    }
+
+    /// True where only a further commit, or a new producer of the same id, tells what became of a transaction.
+    pub fn is_undecided(&self) -> bool {
+        matches!(self, Self::Undecided { .. })
     }
 
     /// True where the transaction is gone and its input has to be read again.

@@ -59,7 +59,8 @@ impl DriftError {
     /// True where going on with the committed state may succeed without anybody changing anything.
     pub fn is_retriable(&self) -> bool {
         match self {
-            Self::Broker(BrokerError::Aborted { .. }) => true,
+            // The next session's producer settles a commit whose outcome is open.
+            Self::Broker(BrokerError::Aborted { .. } | BrokerError::Undecided { .. }) => true,
             Self::Broker(error) => error.is_retriable() || error.is_fenced(),
             Self::Failpoint(_) => true,
             Self::Monitor(_) | Self::State { .. } => false,

@@ -154,8 +154,15 @@ impl<'a> Ends<'a> {
     /// Commits what [`Ends::output`] has encoded, the dead letters and the offsets.
     pub fn publish(&mut self, offsets: &Offsets, dead: &[DeadLetter]) -> Result<(), RunError> {
         let Self { context, consumer, producer, output, .. } = self;
-        Publisher { producer: producer.as_mut(), consumer: consumer.as_mut(), transactional: self.transactional }
-            .publish(context, offsets, dead, |producer| output.send(producer))?;
+        Publisher {
+            producer: producer.as_mut(),
+            consumer: consumer.as_mut(),
+            transactional: self.transactional,
+            dead_letters: &context.plan.dead_letter_topic(),
+            stop: &context.stop,
+            holding: &|error, backoff| context.holding("broker", error, backoff),
+        }
+        .publish(offsets, dead, |producer| output.send(producer))?;
         self.progress.0.set(true);
         Ok(())
     }

@@ -759,6 +759,43 @@ fn a_lost_cluster_is_waited_for_and_nothing_is_lost() {
 }
 
 #[test]
+fn a_commit_that_is_not_answered_is_settled_by_a_further_one() {
+    let kafka = Kafka::start();
+    let subject = Subject { broker: open_kafka(&kafka), _folder: None };
+    let topic = subject.topic(1);
+    let mut producer = subject.broker.producer(Some(&unique("id"))).unwrap();
+    let commit = |producer: &mut dyn Producer| producer.commit(&Offsets::new(), None);
+    producer.begin().unwrap();
+    (0..5).for_each(|value| send(&mut *producer, &topic, 0, value));
+    until("the records are in the log", LIMIT, || kafka.written(&topic) == 5);
+    // Answers of one connection keep their order: the producer has the acknowledgements once it has this one.
+    let nowhere = OutRecord { topic: "nowhere", value: Some(b"1"), ..OutRecord::default() };
+    assert!(matches!(producer.send(nowhere), Err(BrokerError::NoSuchTopic { .. })));
+
+    kafka.kill();
+    let open = |result: Result<(), BrokerError>| {
+        let error = result.unwrap_err();
+        assert!(error.is_undecided() && !error.is_retriable(), "{error}");
+    };
+    open(commit(&mut *producer));
+    open(producer.abort());
+    open(producer.send(OutRecord { topic: &topic, value: Some(b"9"), ..OutRecord::default() }));
+    open(commit(&mut *producer));
+    kafka.restart();
+    until("the outcome is known", LIMIT, || match commit(&mut *producer) {
+        Ok(()) => true,
+        Err(error) => {
+            assert!(error.is_undecided(), "{error}");
+            false
+        }
+    });
+    producer.begin().unwrap();
+    send(&mut *producer, &topic, 0, 5);
+    commit(&mut *producer).unwrap();
+    expect_values(&subject, &topic, 0..6);
+}
+
+#[test]
 fn the_embedded_log_drops_superseded_records_and_keeps_offsets() {
     let folder = tempfile::tempdir().unwrap();
     let topic: Arc<str> = "state".into();

@@ -263,6 +263,13 @@ impl Kafka {
         producer.flush(START).expect("the broker acknowledges");
     }
 
+    /// Records in partition 0 of a topic, of open transactions too.
+    pub fn written(&self, topic: &str) -> i64 {
+        let consumer: BaseConsumer =
+            self.client().set("isolation.level", "read_uncommitted").create().expect("the client's settings are valid");
+        consumer.fetch_watermarks(topic, 0, START).expect("the broker answers").1
+    }
+
     /// All committed records of a topic, by partition and offset.
     pub fn consume(&self, topic: &str) -> Vec<Consumed> {
         let consumer: BaseConsumer = self

@@ -1,4 +1,4 @@
-//! Writes to the embedded log.
+//! Writes to the embedded log. A commit is one write to one file, so its outcome is never open.
 
 use std::collections::HashMap;
 use std::sync::Arc;

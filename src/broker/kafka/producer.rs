@@ -15,9 +15,6 @@ use super::{Link, PATIENCE, is_out_of_group};
 use crate::broker::{BrokerError, GroupToken, Header, Offsets, OutRecord, Producer};
 use crate::runtime::{clock, failpoint};
 
-/// How long a commit waits for its outcome before it is reported as open: longer than a broker keeps a transaction.
-const DECISION: Duration = Duration::from_secs(90);
-
 /// Sends between two looks at what the client has to say.
 const SENDS_A_LOOK: u32 = 1024;
 
@@ -112,13 +109,8 @@ impl KafkaProducer {
         }
     }
 
-    fn undecided(&self) -> BrokerError {
-        BrokerError::Client {
-            during: "committing a transaction",
-            broker: self.link.describe(),
-            reason: "its end was asked for and no answer came: commit again to learn it".to_owned(),
-            retriable: false,
-        }
+    fn undecided(&self, reason: String) -> BrokerError {
+        BrokerError::Undecided { transactional_id: self.id.clone().unwrap_or_default(), reason }
     }
 
     fn aborted(&self, reason: String) -> BrokerError {
@@ -252,7 +244,7 @@ impl Producer for KafkaProducer {
 
     fn send(&mut self, record: OutRecord<'_>) -> Result<(), BrokerError> {
         if self.phase == Phase::Deciding {
-            return Err(self.undecided());
+            return Err(self.undecided("commit again before anything else is sent".to_owned()));
         }
         self.check_topic(record.topic)?;
         let mut out = BaseRecord::to(record.topic);
@@ -316,7 +308,7 @@ impl Producer for KafkaProducer {
             }
             self.phase = Phase::OffsetsSent;
         }
-        let deadline = clock::monotonic() + DECISION;
+        let deadline = clock::monotonic() + PATIENCE;
         loop {
             self.phase = Phase::Deciding;
             let committed = self.client.commit_transaction(PATIENCE);
@@ -325,6 +317,9 @@ impl Producer for KafkaProducer {
                 Ok(()) => break,
                 Err(KafkaError::Transaction(cause)) if cause.is_retriable() && clock::monotonic() < deadline => {
                     self.client.poll(Duration::from_millis(20));
+                }
+                Err(KafkaError::Transaction(cause)) if cause.is_retriable() => {
+                    return Err(self.undecided(cause.string()));
                 }
                 Err(error) => return Err(self.step_failed("committing a transaction", &error)),
             }
@@ -338,7 +333,9 @@ impl Producer for KafkaProducer {
     fn abort(&mut self) -> Result<(), BrokerError> {
         match self.phase {
             Phase::None => return Ok(()),
-            Phase::Deciding => return Err(self.undecided()),
+            Phase::Deciding => {
+                return Err(self.undecided("commit again to learn whether anything is left to give up".to_owned()));
+            }
             _ => self.phase = Phase::RollingBack,
         }
         let deadline = clock::monotonic() + PATIENCE;
