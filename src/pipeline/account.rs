@@ -123,6 +123,7 @@ struct Source {
     applied: Counter,
     filtered: Counter,
     late: Counter,
+    nonfinite: Counter,
 }
 
 impl Ledger {
@@ -136,6 +137,7 @@ impl Ledger {
                 applied: counter(names::WINDOW_APPLIED),
                 filtered: counter(names::SOURCE_FILTERED),
                 late: counter(names::WINDOW_LATE),
+                nonfinite: counter(names::NONFINITE),
             }
         };
         let gauge = |metric| metrics::gauge!(metric, "pipeline" => name(), "worker" => worker.to_string());
@@ -146,6 +148,11 @@ impl Ledger {
             entities: gauge(names::ENTITIES),
             state_bytes: gauge(names::STATE_BYTES),
         }
+    }
+
+    /// Counts values of a decoded poll that became null.
+    pub fn nonfinite(&self, source: usize, values: u64) {
+        self.sources[source].nonfinite.increment(values);
     }
 
     /// Counts what a committed batch accounts for.

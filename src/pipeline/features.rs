@@ -230,6 +230,7 @@ impl<'a> Worker<'a> {
                 .expect("only the sources' topics are subscribed");
             let decoded = self.decode(source, records)?;
             self.samples.extend(sample(records));
+            self.ledger.nonfinite(source, decoded.nonfinite);
             let slot = self.slots.get_mut(&partition).expect("it was there a few lines above");
             slot.last_record[source] = clock::monotonic();
             slot.dead.extend(decoded.dead);

@@ -1,14 +1,14 @@
 //! Scoring: feature rows become predictions, a micro-batch at a time.
 //!
 //! [`Batcher`] says when a micro-batch closes, [`Scorer`] scores it, [`PredictionEncoder`] writes the records. Where stages
-//! run apart, [`FeatureEncoder`] and [`FeatureReader`] carry the rows between them; [`PredictionReader`] is the monitor's.
+//! run apart, [`FeatureEncoder`] and [`FeatureReader`] carry the rows between them. The monitor reads predictions with a
+//! decoder of its own, [`crate::drift::prediction`].
 
 mod batcher;
 mod error;
 mod feature_reader;
 mod json;
 mod message;
-mod prediction_reader;
 mod rows;
 #[cfg(test)]
 mod sample;
@@ -18,7 +18,6 @@ pub use batcher::{BatchLimits, Batcher, CloseReason, Closed};
 pub use error::ScoreError;
 pub use feature_reader::{FeatureRead, FeatureReader};
 pub use message::{Encoded, EncodedRecord, FeatureEncoder, PredictionEncoder};
-pub use prediction_reader::{PredictionBatch, PredictionReader};
 pub use scorer::{Scorer, Scores};
 
 use indexmap::IndexMap;

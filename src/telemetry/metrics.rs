@@ -23,6 +23,8 @@ names! {
     counter WINDOW_APPLIED = "driftline_window_rows_applied_total";
     /// Records that a source's `where` left out. Labels: pipeline, source.
     counter SOURCE_FILTERED = "driftline_source_records_filtered_total";
+    /// NaN and infinite values in records that were decoded; they became null. Labels: pipeline, source.
+    counter NONFINITE = "driftline_source_values_nonfinite_total";
     /// Rows later than `out_of_order` allows. Labels: pipeline, source.
     counter WINDOW_LATE = "driftline_window_rows_late_total";
     /// Records written to the dead-letter topic. Labels: pipeline, stage, reason.
