@@ -104,11 +104,11 @@ fn expect_values(subject: &Subject, topic: &Arc<str>, expected: impl IntoIterato
     assert!(differs.is_none() && values.len() == expected.len(), "{} values, first wrong: {differs:?}", values.len());
 }
 
-fn open_embedded(folder: &Path) -> Arc<dyn Broker> {
+pub fn open_embedded(folder: &Path) -> Arc<dyn Broker> {
     broker::open(&BrokerPlan::Embedded { path: folder.to_owned(), partitions: 1 }, "test").unwrap()
 }
 
-fn open_kafka(kafka: &Kafka) -> Arc<dyn Broker> {
+pub fn open_kafka(kafka: &Kafka) -> Arc<dyn Broker> {
     let plan = BrokerPlan::Kafka {
         brokers: kafka.address(),
         schema_registry: None,

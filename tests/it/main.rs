@@ -5,6 +5,7 @@
 mod broker;
 mod bundles;
 mod cdnow;
+mod drift;
 mod models;
 mod process;
 mod registry;
