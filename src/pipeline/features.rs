@@ -145,11 +145,7 @@ impl<'a> Worker<'a> {
     fn poll_wait(&self) -> Duration {
         let held =
             self.slots.values().any(|slot| (0..self.context.engine.sources()).any(|s| slot.task.buffered(s) > 0));
-        match self.batcher.deadline() {
-            Some(deadline) => deadline.saturating_duration_since(clock::monotonic()),
-            None if held => HELD_POLL,
-            None => IDLE_POLL,
-        }
+        worker::poll_wait(self.batcher.deadline(), if held { HELD_POLL } else { IDLE_POLL })
     }
 
     /// Drops the tasks that were lost and builds those that were gained.

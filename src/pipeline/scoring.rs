@@ -88,7 +88,7 @@ impl<'a> Worker<'a> {
                     None => Ok(()),
                 };
             }
-            let wait = self.batcher.deadline().map_or(IDLE_POLL, |d| d.saturating_duration_since(clock::monotonic()));
+            let wait = worker::poll_wait(self.batcher.deadline(), IDLE_POLL);
             let Some(poll) = self.ends.poll(wait)? else { continue };
             self.rebalance(&poll);
             for records in poll.records.iter().filter(|r| !r.is_empty()) {

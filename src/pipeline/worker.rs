@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::RunError;
 use super::context::Context;
@@ -12,16 +12,22 @@ use super::publish::Publisher;
 use crate::broker::{BrokerError, Consumer, ConsumerSettings, Offsets, Poll, Producer, StartPolicy};
 use crate::config::plan::Delivery;
 use crate::runtime::backoff::Backoff;
+use crate::runtime::clock;
 use crate::score::Scores;
 use crate::source::DeadLetter;
 use crate::telemetry::board::Kind;
 
 /// Records taken in one poll.
 const POLL_RECORDS: usize = 16_384;
-/// How long a poll waits when nothing is open; also how soon a stop is noticed.
+/// How long a poll waits at most; also how soon a stop is noticed.
 pub(super) const IDLE_POLL: Duration = Duration::from_millis(100);
 /// Losses in a row, without a commit between them, after which a worker gives up: joining again does not help.
 const MOST_LOSSES: u32 = 20;
+
+/// How long a poll may wait: until the open batch is due, and no longer than `most`.
+pub(super) fn poll_wait(due: Option<Instant>, most: Duration) -> Duration {
+    due.map_or(most, |due| due.saturating_duration_since(clock::monotonic()).min(most))
+}
 
 /// True once a worker has committed anything since it joined.
 #[derive(Debug, Default)]

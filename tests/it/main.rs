@@ -12,3 +12,4 @@ mod registry;
 mod scoring_plan;
 mod servers;
 mod stores;
+mod workers;

@@ -1,0 +1,333 @@
+//! The workers of the feature stage on a log: every record is applied, filtered or a dead letter, once, however a run ends.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use driftline::broker::{Broker, NextOffset, Offsets, OutRecord, TopicPartition, TopicSettings};
+use driftline::config::{self, plan::Plan};
+use driftline::pipeline::{self, Context, RunOptions, Stages, Wiring};
+use driftline::runtime::shutdown::Stop;
+use driftline::source::dead_letter;
+use driftline::store::{GroupRead, OnlineError, OnlineStore, Value};
+use driftline::telemetry::board::Board;
+use driftline::window::FeatureRows;
+
+use crate::servers::{Kafka, unique, until};
+
+const LIMIT: std::time::Duration = std::time::Duration::from_secs(60);
+const PARTITIONS: u32 = 2;
+const STAGES: Stages = Stages { features: true, score: false, drift: false, retrain: false };
+
+/// Two sources, of which one asks for feature rows. A batch closes for its rows alone, so that what is left when a run ends
+/// is still open.
+const PIPELINE: &str = r#"
+name = "${NAME}"
+[broker]
+brokers = "${BROKERS:-}"
+partitions = 2
+[entities.customer]
+key = { customer_id = "string" }
+[sources.orders]
+topic = "${NAME}.orders"
+format = "json"
+fields = { customer_id = "string", at = "int64", amount = "float64" }
+event_time = { field = "at", unit = "ms" }
+out_of_order = "10s"
+where = "amount > 0"
+[sources.visits]
+topic = "${NAME}.visits"
+format = "json"
+fields = { customer_id = "string", at = "int64" }
+event_time = { field = "at", unit = "ms" }
+out_of_order = "10s"
+[features.spend]
+source = "orders"
+of = "amount"
+functions = ["sum"]
+windows = ["1h"]
+[features.visits]
+source = "visits"
+functions = ["count"]
+windows = ["1h"]
+[score]
+on = "orders"
+model = "m"
+features = ["spend_sum_1h", "visits_count_1h"]
+batch = { rows = 100, wait = "1h" }
+"#;
+
+/// A record's coordinates.
+type At = (String, i32, i64);
+
+/// What is to become of the records that were written.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Fates {
+    /// Orders that ask for a feature row.
+    rows: BTreeSet<At>,
+    /// Dead letters and their reason.
+    dead: BTreeSet<(At, String)>,
+}
+
+struct Shop {
+    plan: Arc<Plan>,
+    broker: Arc<dyn Broker>,
+    runtime: tokio::runtime::Runtime,
+    _folder: tempfile::TempDir,
+}
+
+/// How a run ended: the board, and the run's own result.
+struct Ended {
+    board: Arc<Board>,
+    result: Result<(), pipeline::RunError>,
+}
+
+impl Shop {
+    fn open(kafka: Option<&Kafka>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let pipeline = folder.path().join("pipelines/shop");
+        std::fs::create_dir_all(&pipeline).unwrap();
+        std::fs::write(pipeline.join("pipeline.toml"), PIPELINE).unwrap();
+        let (name, brokers) = (unique("shop"), kafka.map(Kafka::address));
+        let environment = |variable: &str| if variable == "NAME" { Some(name.clone()) } else { brokers.clone() };
+        let plan = Arc::new(config::load(&pipeline, &environment).unwrap());
+        let broker = driftline::broker::open(&plan.broker, "test").unwrap();
+        for source in &plan.sources {
+            let settings = TopicSettings { partitions: PARTITIONS, compacted: false, retention_ms: None };
+            broker.create_topic(&source.topic, &settings).unwrap();
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        Self { plan, broker, runtime, _folder: folder }
+    }
+
+    fn topic(&self, source: usize) -> String {
+        self.plan.sources[source].topic.to_string()
+    }
+
+    /// Writes a mix of everything, in which the last records of each partition are ones that become dead letters.
+    fn write(&self) -> Fates {
+        let mut fates = Fates::default();
+        let mut producer = self.broker.producer(None).unwrap();
+        for partition in 0..PARTITIONS.cast_signed() {
+            for (source, rows) in [(0, 950_i64), (1, 400)] {
+                let topic = self.topic(source);
+                for offset in 0..rows {
+                    let at = (topic.clone(), partition, offset);
+                    // The two sources cover the same time at different paces.
+                    let time = 1_700_000_000_000 + offset * 950_000 / rows;
+                    let value = match offset % 10 {
+                        _ if offset == rows - 1 => {
+                            fates.dead.insert((at, "late".into()));
+                            Some(format!(r#"{{"customer_id":"c1","at":{},"amount":1}}"#, time - 600_000))
+                        }
+                        4 if offset > 100 => {
+                            fates.dead.insert((at, "late".into()));
+                            Some(format!(r#"{{"customer_id":"c1","at":{},"amount":1}}"#, time - 60_000))
+                        }
+                        5 => {
+                            fates.dead.insert((at, "malformed".into()));
+                            Some(r#"{"customer_id":"#.into())
+                        }
+                        6 => {
+                            fates.dead.insert((at, "null_value".into()));
+                            None
+                        }
+                        7 if source == 0 => Some(format!(r#"{{"customer_id":"c1","at":{time},"amount":0}}"#)),
+                        _ => {
+                            if source == 0 {
+                                fates.rows.insert(at);
+                            }
+                            let customer = offset % 3;
+                            Some(format!(r#"{{"customer_id":"c{customer}","at":{time},"amount":1.5}}"#))
+                        }
+                    };
+                    let record = OutRecord {
+                        topic: &topic,
+                        partition: Some(partition),
+                        value: value.as_ref().map(String::as_bytes),
+                        ..OutRecord::default()
+                    };
+                    producer.send(record).unwrap();
+                }
+            }
+        }
+        producer.commit(&Offsets::new(), None).unwrap();
+        fates
+    }
+
+    /// Runs the feature stage to the end of the topics, or until `stop`, against what `online` makes of the online store.
+    fn run(&self, stop: &Stop, online: impl FnOnce(Arc<dyn OnlineStore>) -> Arc<dyn OnlineStore>) -> Ended {
+        let mut wiring = Wiring::open(&self.plan, STAGES, self.runtime.handle(), stop).unwrap();
+        wiring.online = wiring.online.map(online);
+        let board = Board::new(self.plan.sources.iter().map(|source| source.name.as_ref()));
+        let options = RunOptions { until_end: true, instance: Some("test".into()), ..RunOptions::default() };
+        let context =
+            Context::new(Arc::clone(&self.plan), STAGES, wiring, Arc::clone(&board), options, stop.clone()).unwrap();
+        let result = pipeline::run(&context);
+        Ended { board, result }
+    }
+
+    fn run_to_the_end(&self) -> Arc<Board> {
+        let ended = self.run(&Stop::new(), |store| store);
+        ended.result.unwrap();
+        ended.board
+    }
+
+    /// What has become of the records. Nothing may have happened twice.
+    fn fates(&self) -> Fates {
+        let mut fates = Fates::default();
+        for records in self.records(&self.plan.features_topic()) {
+            for row in 0..records.len() {
+                let value: serde_json::Value = serde_json::from_slice(records.values.get(row).unwrap()).unwrap();
+                let source = &value["source"];
+                let (partition, offset) = (source["partition"].as_i64().unwrap(), source["offset"].as_i64().unwrap());
+                let at = (source["topic"].as_str().unwrap().to_owned(), i32::try_from(partition).unwrap(), offset);
+                assert!(fates.rows.insert(at), "twice: {value}");
+            }
+        }
+        for records in self.records(&self.plan.dead_letter_topic()) {
+            for row in 0..records.len() {
+                let letter = dead_letter::read_back(&records, row).unwrap();
+                let at = (letter.partition.topic.to_string(), letter.partition.partition, letter.offset);
+                assert!(fates.dead.insert((at, letter.reason.clone())), "twice: {letter:?}");
+            }
+        }
+        fates
+    }
+
+    fn records(&self, topic: &str) -> Vec<driftline::broker::Records> {
+        let info = self.broker.topic(topic).unwrap().unwrap();
+        let mut all = Vec::new();
+        for (number, (start, end)) in info.partitions.iter().enumerate() {
+            let at = TopicPartition::new(topic, i32::try_from(number).unwrap());
+            let mut next: NextOffset = *start;
+            while next < *end {
+                let (records, after) = self.broker.read(&at, next, 1000, LIMIT).unwrap();
+                assert!(after > next);
+                all.push(records);
+                next = after;
+            }
+        }
+        all
+    }
+
+    /// Says that every record has had its fate, in the log and in the offline files.
+    fn expect(&self, expected: &Fates) {
+        // Kafka shows what a transaction has committed a moment after the commit has returned.
+        until("all is shown", LIMIT, || {
+            let fates = self.fates();
+            fates.rows.len() >= expected.rows.len() && fates.dead.len() >= expected.dead.len()
+        });
+        let found = self.fates();
+        assert_eq!(found.rows.symmetric_difference(&expected.rows).collect::<Vec<_>>(), Vec::<&At>::new());
+        assert_eq!(found.dead.symmetric_difference(&expected.dead).next(), None);
+        let offline = driftline::store::OfflineStore::open(&self.plan, self.runtime.handle().clone()).unwrap();
+        let rows = |partition| {
+            let newest = offline.latest(partition).unwrap().expect("a run ends with a checkpoint");
+            newest.files.iter().map(|file| file.rows).sum::<u64>()
+        };
+        let rows: u64 = (0..PARTITIONS.cast_signed()).map(rows).sum();
+        assert_eq!(rows, expected.rows.len() as u64, "rows of the offline files");
+    }
+}
+
+/// An online store that is lost while it is written to.
+struct Lost {
+    store: Arc<dyn OnlineStore>,
+    /// Writes that succeed before that.
+    left: AtomicUsize,
+    /// What happens then; true where the write itself still succeeds.
+    losing: Box<dyn Fn() -> bool + Send + Sync>,
+}
+
+impl OnlineStore for Lost {
+    fn write(&self, rows: &FeatureRows, give_up: &dyn Fn() -> bool) -> Result<(), OnlineError> {
+        if self.left.fetch_sub(1, Ordering::Relaxed) > 0 {
+            return self.store.write(rows, give_up);
+        }
+        if (self.losing)() {
+            return Ok(());
+        }
+        assert!(give_up(), "a store that is away gives up for a stop only");
+        Err(OnlineError::Unreachable { store: "test".into(), reason: "lost".into() })
+    }
+
+    fn read(&self, key: &[Value]) -> Result<Vec<(String, GroupRead)>, OnlineError> {
+        self.store.read(key)
+    }
+
+    fn describe(&self) -> String {
+        self.store.describe()
+    }
+
+    fn ping(&self) -> Result<(), OnlineError> {
+        self.store.ping()
+    }
+}
+
+#[test]
+fn at_the_end_every_record_is_applied_filtered_or_a_dead_letter() {
+    let shop = Shop::open(None);
+    let expected = shop.write();
+    let board = shop.run_to_the_end();
+    shop.expect(&expected);
+    for (source, (_, counts)) in board.sources.iter().enumerate() {
+        let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let of = |wanted: &dyn Fn(&str) -> bool| {
+            let topic = shop.topic(source);
+            expected.dead.iter().filter(|((t, ..), reason)| *t == topic && wanted(reason)).count() as u64
+        };
+        assert_eq!(count(&counts.late), of(&|reason| reason == "late"));
+        assert_eq!(count(&counts.dead), of(&|reason| reason != "late"));
+        assert_eq!(count(&counts.read), [1900, 800][source]);
+        assert_eq!(
+            count(&counts.read),
+            count(&counts.applied) + count(&counts.filtered) + count(&counts.late) + count(&counts.dead)
+        );
+    }
+    shop.run_to_the_end();
+    shop.expect(&expected);
+}
+
+#[test]
+fn a_stop_while_the_online_store_is_away_loses_nothing() {
+    for writes in [0, 1] {
+        let shop = Shop::open(None);
+        let expected = shop.write();
+        let stop = Stop::new();
+        let ended = shop.run(&stop, |store| {
+            let stop = stop.clone();
+            let losing = Box::new(move || {
+                stop.request();
+                false
+            });
+            Arc::new(Lost { store, left: AtomicUsize::new(writes), losing })
+        });
+        ended.result.unwrap();
+        assert!(shop.fates().rows.len() < expected.rows.len(), "it stopped on the way");
+        shop.run_to_the_end();
+        shop.expect(&expected);
+    }
+}
+
+#[test]
+fn a_stop_while_the_broker_is_away_loses_nothing() {
+    let kafka = Arc::new(Kafka::start());
+    let shop = Shop::open(Some(&kafka));
+    let expected = shop.write();
+    let stop = Stop::new();
+    let ended = shop.run(&stop, |store| {
+        let (kafka, stop) = (Arc::clone(&kafka), stop.clone());
+        let losing = Box::new(move || {
+            kafka.kill();
+            stop.request();
+            true
+        });
+        Arc::new(Lost { store, left: AtomicUsize::new(1), losing })
+    });
+    ended.result.unwrap();
+    assert!(stop.requested(), "it stopped on the way");
+    kafka.restart();
+    shop.run_to_the_end();
+    shop.expect(&expected);
+}
