@@ -59,7 +59,11 @@ impl Checkpointer {
                 let steps = Steps::of(&context.plan.name);
                 for message in inbox {
                     match message {
-                        Message::Begin(partition, manifest) => drop(newest.insert(partition, manifest.map(|m| *m))),
+                        Message::Begin(partition, manifest) => {
+                            // What a killed run has left: without new rows no checkpoint would come to sweep it.
+                            sweep(&context, partition);
+                            newest.insert(partition, manifest.map(|m| *m));
+                        }
                         Message::Write(job) => {
                             let result = write(&context, &steps, &mut newest, job);
                             counter.fetch_sub(1, Ordering::Release);
@@ -146,9 +150,7 @@ fn write(
                 if backoff.attempts() > 0 {
                     tracing::info!(partition, "the offline store is back, the checkpoint is written");
                 }
-                if let Err(error) = context.wiring.offline.sweep(partition) {
-                    tracing::warn!(partition, "old checkpoints could not be removed: {error}");
-                }
+                sweep(context, partition);
                 newest.insert(partition, Some(manifest));
                 clock.end(Step::Checkpoint);
                 return Ok(());
@@ -165,5 +167,11 @@ fn write(
             }
             Err(error) => return Err(error.into()),
         }
+    }
+}
+
+fn sweep(context: &Context, partition: i32) {
+    if let Err(error) = context.wiring.offline.sweep(partition) {
+        tracing::warn!(partition, "old checkpoints could not be removed: {error}");
     }
 }
