@@ -11,9 +11,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arrow::array::{AsArray, BooleanArray, RecordBatch};
-use arrow::compute::{concat_batches, filter_record_batch};
-use arrow::datatypes::Int32Type;
+use arrow::array::{AsArray, RecordBatch};
+use arrow::compute::concat_batches;
+use arrow::datatypes::Int64Type;
 use parking_lot::Mutex;
 
 use super::RunError;
@@ -30,7 +30,7 @@ use crate::source::{DeadLetter, Decoded, SourceDecoder, dead_letter};
 use crate::store::{Manifest, OfflineError};
 use crate::telemetry::board::Kind;
 use crate::telemetry::metrics::{Step, Steps};
-use crate::window::{Applied, FeatureRows, Task, TaskClock, row_columns};
+use crate::window::{Applied, FeatureRows, Task, TaskClock, WindowError, row_columns};
 
 /// Name of the stage: of its consumer group and in metrics.
 const STAGE: &str = "features";
@@ -275,6 +275,9 @@ impl<'a> Worker<'a> {
                 let slot = self.slots.get_mut(&partition).expect("only a rebalance removes slots");
                 let applied = slot.task.advance(&TaskClock { caught_up: &caught_up, idle: &idle }, ADVANCE_ROWS)?;
                 clock.end(Step::Window);
+                if failpoint::hit("features.after_window") {
+                    return Err(RunError::Window(WindowError::Rows("failpoint".to_owned())));
+                }
                 let more = applied.more;
                 if let Some(first) = &applied.failures.first {
                     tracing::warn!(
@@ -315,9 +318,12 @@ impl<'a> Worker<'a> {
         let context = self.context;
         let mut clock = self.steps.start();
         let (reason, open) = (closed.reason, closed.items);
-        let online = concat(context, open.iter().map(|(_, a)| &a.online))?;
-        let rows = concat(context, open.iter().map(|(_, a)| &a.rows))?;
-        let fresh = self.not_yet_published(&rows.batch)?;
+        let online = FeatureRows {
+            batch: concat(context, open.iter().map(|(_, applied)| applied.online.batch.clone()))?,
+            sequence: open.iter().flat_map(|(_, applied)| applied.online.sequence.iter().copied()).collect(),
+        };
+        let fresh = open.iter().map(|(partition, applied)| self.not_yet_published(*partition, &applied.rows.batch));
+        let fresh = concat(context, fresh)?;
 
         // The online store and the model do not need each other: the write waits for the network while the model computes.
         let (written, scores) = std::thread::scope(|scope| {
@@ -380,22 +386,14 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Rows whose event lies at or above its committed offset.
-    fn not_yet_published(&self, rows: &RecordBatch) -> Result<RecordBatch, RunError> {
-        let Some(score) = &self.context.plan.score else { return Ok(rows.clone()) };
-        let partitions =
-            rows.column_by_name(row_columns::PARTITION).expect("the row schema has it").as_primitive::<Int32Type>();
-        let offsets = rows
-            .column_by_name(row_columns::OFFSET)
-            .expect("the row schema has it")
-            .as_primitive::<arrow::datatypes::Int64Type>();
-        let committed = |partition: i32| self.slots.get(&partition).map_or(i64::MAX, |slot| slot.committed[score.on]);
-        let keep: BooleanArray =
-            partitions.values().iter().zip(offsets.values()).map(|(p, o)| Some(*o >= committed(*p))).collect();
-        if keep.true_count() == rows.num_rows() {
-            return Ok(rows.clone());
-        }
-        filter_record_batch(rows, &keep).map_err(|e| RunError::Window(crate::window::WindowError::Rows(e.to_string())))
+    /// Rows of one task whose event lies at or above its committed offset. They follow the others: a task applies the events
+    /// of a source in their order.
+    fn not_yet_published(&self, partition: i32, rows: &RecordBatch) -> RecordBatch {
+        let Some(score) = &self.context.plan.score else { return rows.clone() };
+        let committed = self.slots.get(&partition).map_or(i64::MAX, |slot| slot.committed[score.on]);
+        let offsets = rows.column_by_name(row_columns::OFFSET).expect("the row schema has it");
+        let published = offsets.as_primitive::<Int64Type>().values().partition_point(|offset| *offset < committed);
+        rows.slice(published, rows.num_rows() - published)
     }
 
     fn committed(&mut self, offsets: &Offsets) {
@@ -500,12 +498,10 @@ fn ranges(numbers: &[i32]) -> String {
     out.join(", ")
 }
 
-/// One batch of all tasks' rows.
-fn concat<'b>(context: &Context, rows: impl Iterator<Item = &'b FeatureRows>) -> Result<FeatureRows, RunError> {
-    let rows: Vec<&FeatureRows> = rows.filter(|r| r.batch.num_rows() > 0).collect();
-    let batch = concat_batches(context.engine.schema(), rows.iter().map(|r| &r.batch))
-        .map_err(|e| RunError::Window(crate::window::WindowError::Rows(e.to_string())))?;
-    Ok(FeatureRows { batch, sequence: rows.iter().flat_map(|r| r.sequence.iter().copied()).collect() })
+/// One batch of all tasks' rows. A single one is not copied.
+fn concat(context: &Context, rows: impl Iterator<Item = RecordBatch>) -> Result<RecordBatch, RunError> {
+    let rows: Vec<RecordBatch> = rows.filter(|batch| batch.num_rows() > 0).collect();
+    concat_batches(context.engine.schema(), &rows).map_err(|e| RunError::Window(WindowError::Rows(e.to_string())))
 }
 
 /// Each task starts where its newest checkpoint says, or at the beginning of the log where it has none: state below the

@@ -1,6 +1,7 @@
 //! The workers of the feature stage on a log: every record is applied, filtered or a dead letter, once, however a run ends.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -70,10 +71,12 @@ struct Fates {
 }
 
 struct Shop {
+    name: String,
     plan: Arc<Plan>,
     broker: Arc<dyn Broker>,
     runtime: tokio::runtime::Runtime,
-    _folder: tempfile::TempDir,
+    /// Removed with the shop, where it is its own.
+    folder: Option<tempfile::TempDir>,
 }
 
 /// How a run ended: the board, and the run's own result.
@@ -85,19 +88,25 @@ struct Ended {
 impl Shop {
     fn open(kafka: Option<&Kafka>) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let pipeline = folder.path().join("pipelines/shop");
+        let shop = Self::at(folder.path(), unique("shop"), kafka);
+        for source in &shop.plan.sources {
+            let settings = TopicSettings { partitions: PARTITIONS, compacted: false, retention_ms: None };
+            shop.broker.create_topic(&source.topic, &settings).unwrap();
+        }
+        Self { folder: Some(folder), ..shop }
+    }
+
+    /// The pipeline of a folder.
+    fn at(folder: &Path, name: String, kafka: Option<&Kafka>) -> Self {
+        let pipeline = folder.join("pipelines/shop");
         std::fs::create_dir_all(&pipeline).unwrap();
         std::fs::write(pipeline.join("pipeline.toml"), PIPELINE).unwrap();
-        let (name, brokers) = (unique("shop"), kafka.map(Kafka::address));
+        let brokers = kafka.map(Kafka::address);
         let environment = |variable: &str| if variable == "NAME" { Some(name.clone()) } else { brokers.clone() };
         let plan = Arc::new(config::load(&pipeline, &environment).unwrap());
         let broker = driftline::broker::open(&plan.broker, "test").unwrap();
-        for source in &plan.sources {
-            let settings = TopicSettings { partitions: PARTITIONS, compacted: false, retention_ms: None };
-            broker.create_topic(&source.topic, &settings).unwrap();
-        }
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        Self { plan, broker, runtime, _folder: folder }
+        Self { name, plan, broker, runtime, folder: None }
     }
 
     fn topic(&self, source: usize) -> String {
@@ -328,6 +337,53 @@ fn a_stop_while_the_broker_is_away_loses_nothing() {
     ended.result.unwrap();
     assert!(stop.requested(), "it stopped on the way");
     kafka.restart();
+    shop.run_to_the_end();
+    shop.expect(&expected);
+}
+
+/// The child of the next test: runs the pipeline of a folder to its end. Does nothing when run by itself.
+#[test]
+fn workers_crash_child() {
+    let (Ok(folder), Ok(name)) = (std::env::var("DRIFTLINE_TEST_FOLDER"), std::env::var("DRIFTLINE_TEST_PIPELINE"))
+    else {
+        return;
+    };
+    let ended = Shop::at(Path::new(&folder), name, None).run(&Stop::new(), |store| store);
+    println!("ended with {:?}", ended.result.map_err(|error| error.to_string()));
+}
+
+#[cfg(feature = "failpoints")]
+#[test]
+fn a_worker_that_fails_or_is_killed_on_the_way_loses_nothing_and_repeats_nothing() {
+    use std::os::unix::process::ExitStatusExt;
+
+    let shop = Shop::open(None);
+    let expected = shop.write();
+    let Shop { name, broker, plan, folder, runtime } = shop;
+    // The log belongs to one process at a time.
+    drop((broker, plan, runtime));
+    let folder = folder.unwrap();
+    for (point, killed) in [
+        ("features.after_window=error@1", false),
+        ("features.after_window=error@2", false),
+        ("features.after_online=kill@1", true),
+        ("publish.before_commit=kill@1", true),
+        ("broker.commit.after=kill@1", true),
+        ("offline.rows_written=kill@1", true),
+        ("offline.manifest_written=kill@1", true),
+    ] {
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "workers::workers_crash_child", "--nocapture"])
+            .env("DRIFTLINE_TEST_FOLDER", folder.path())
+            .env("DRIFTLINE_TEST_PIPELINE", &name)
+            .env("DRIFTLINE_FAILPOINTS", point)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&child.stdout);
+        assert_eq!(child.status.signal(), killed.then_some(libc::SIGKILL), "{point}: {child:?}");
+        assert_eq!(said.contains(r#"ended with Err("feature rows: failpoint")"#), !killed, "{point}: {said}");
+    }
+    let shop = Shop { folder: None, ..Shop::at(folder.path(), name, None) };
     shop.run_to_the_end();
     shop.expect(&expected);
 }
