@@ -221,6 +221,10 @@ pub struct GenerateArgs {
     #[arg(long, default_value = "max")]
     pub speed: String,
 
+    /// Stop after so many events.
+    #[arg(long, value_name = "EVENTS")]
+    pub limit: Option<u64>,
+
     /// Write JSON lines to standard output instead of the topics.
     #[arg(long)]
     pub stdout: bool,

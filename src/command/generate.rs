@@ -9,7 +9,7 @@ use crate::broker;
 use crate::broker::SchemaRegistry;
 use crate::cli::GenerateArgs;
 use crate::config::plan::BrokerPlan;
-use crate::generate::{ChurnStream, Feed, GenerateOptions, Stamp};
+use crate::generate::{ChurnStream, Feed, GenerateOptions, GeneratedEvent, Stamp};
 use crate::runtime::clock;
 use crate::runtime::shutdown::Stop;
 use crate::source::event_time;
@@ -31,8 +31,10 @@ pub(super) fn run(args: &GenerateArgs) -> Outcome {
         label_horizon: horizon,
         ..GenerateOptions::default()
     };
+    let events = ChurnStream::new(options)
+        .take(args.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX)));
     if args.stdout {
-        return to_stdout(options);
+        return to_stdout(events);
     }
     let runtime = runtime()?;
     let stop = Stop::new();
@@ -50,7 +52,7 @@ pub(super) fn run(args: &GenerateArgs) -> Outcome {
     let mut told = started;
     let mut pacer = Pacer::new(pace);
     let mut last = start;
-    for event in ChurnStream::new(options) {
+    for event in events {
         last = last.max(event.event_time());
         let wait = pacer.wait(event.event_time(), started.elapsed());
         if wait >= Duration::from_millis(1) {
@@ -83,10 +85,10 @@ pub(super) fn run(args: &GenerateArgs) -> Outcome {
 }
 
 /// JSON lines: the source's name and the record.
-fn to_stdout(options: GenerateOptions) -> Outcome {
+fn to_stdout(events: impl Iterator<Item = GeneratedEvent>) -> Outcome {
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     let mut line = Vec::new();
-    for event in ChurnStream::new(options) {
+    for event in events {
         line.clear();
         line.extend_from_slice(format!("{{\"source\":\"{}\",\"record\":", event.source()).as_bytes());
         event.write_json(&mut line);

@@ -1,8 +1,7 @@
 //! Puts the predictions of several partitions into one order: event time, then partition, then offset.
 //!
 //! A row is given out only once every other partition has shown that it holds nothing earlier: by a row of its own, or by being
-//! read to its end. So a monitor that reads history partition by partition sees what a live one saw, as far as their clocks
-//! allow.
+//! over, which the caller knows. So a monitor that reads history partition by partition sees what a live one saw.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -63,14 +62,14 @@ impl Merge {
         self.buffers.values().all(|buffer| buffer.len() == 0)
     }
 
-    /// Moves rows to `out`, in order, until it has `most` or until a partition that is not `caught_up` has none left.
-    pub(super) fn take(&mut self, caught_up: impl Fn(i32) -> bool, most: usize, out: &mut PredictionRows) {
+    /// Moves rows to `out`, in order, until it has `most` or until a partition that is not `over` has none left.
+    pub(super) fn take(&mut self, over: impl Fn(i32) -> bool, most: usize, out: &mut PredictionRows) {
         while out.len() < most {
             let mut first: Option<(i64, i32)> = None;
             let mut second = (i64::MAX, i32::MAX);
             for (&partition, buffer) in &self.buffers {
                 let Some(event_time) = buffer.head() else {
-                    if caught_up(partition) {
+                    if over(partition) {
                         continue;
                     }
                     return;
@@ -120,9 +119,9 @@ mod tests {
         merge
     }
 
-    fn take(merge: &mut Merge, caught_up: bool, most: usize) -> Vec<(i64, i32)> {
+    fn take(merge: &mut Merge, over: bool, most: usize) -> Vec<(i64, i32)> {
         let mut out = PredictionRows::new(1);
-        merge.take(|_| caught_up, most, &mut out);
+        merge.take(|_| over, most, &mut out);
         out.event_times.into_iter().zip(out.partitions).collect()
     }
 

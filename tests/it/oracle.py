@@ -160,13 +160,14 @@ def main():
     ids = [p["prediction_id"] for p in predictions]
     if len(set(ids)) != len(ids):
         fail(f"{len(ids) - len(set(ids))} predictions are doubled")
-    wanted = {f"{t}-{p}-{o}" for t, p, o in zip(rows["source_topic"], rows["source_partition"], rows["source_offset"])}
+    rows.index = [f"{t}-{p}-{o}" for t, p, o in zip(rows["source_topic"], rows["source_partition"], rows["source_offset"])]
+    wanted = set(rows.index)
     if set(ids) != wanted:
         fail(f"{len(wanted - set(ids))} events have no prediction, {len(set(ids) - wanted)} predictions have no event")
     by_id = {p["prediction_id"]: p for p in predictions}
     features = list(predictions[0]["features"])
     matrix = np.array([[np.nan if by_id[i]["features"][f] is None else by_id[i]["features"][f] for f in features] for i in ids], dtype=np.float64)
-    served = rows.set_index([f"{t}-{p}-{o}" for t, p, o in zip(rows["source_topic"], rows["source_partition"], rows["source_offset"])]).loc[ids]
+    served = rows.loc[ids]
     offline = served[features].astype(float).to_numpy()
     if not np.array_equal(matrix, offline, equal_nan=True):
         fail("predictions carry other values than the offline files")

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -14,8 +14,8 @@ use crate::broker::{
 use crate::drift::merge::Merge;
 use crate::drift::monitor::{Monitor, WindowClosed};
 use crate::drift::prediction::{PredictionDecoder, PredictionRows};
-use crate::runtime::failpoint;
 use crate::runtime::shutdown::Stop;
+use crate::runtime::{clock, failpoint};
 use crate::source::dead_letter;
 
 /// Records taken by one poll.
@@ -26,6 +26,9 @@ const WAIT: Duration = Duration::from_millis(200);
 const BATCH: usize = 4096;
 /// Rows waiting of one partition from which on it is not read until the others have caught up.
 const MOST_WAITING: usize = 16 * POLL;
+/// A partition that is read to its end may still be behind the others: its features may be computed later, on another worker.
+/// It is waited for until nothing has come for this long.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// State is committed after this many rows, even if no window closes: a restart reads no more than these again.
 const COMMIT_ROWS: u64 = 100_000;
 
@@ -51,6 +54,8 @@ pub(super) struct Session<'a> {
     /// Next offsets of the newest state, where the consumer starts.
     starts: Arc<Mutex<BTreeMap<i32, i64>>>,
     assigned: bool,
+    /// When each partition last brought a record.
+    last_record: BTreeMap<i32, Instant>,
     paused: Vec<i32>,
     uncommitted: u64,
     committed: bool,
@@ -106,6 +111,7 @@ impl<'a> Session<'a> {
             next: 0,
             starts,
             assigned: false,
+            last_record: BTreeMap::new(),
             paused: Vec::new(),
             uncommitted: 0,
             committed: false,
@@ -145,7 +151,7 @@ impl<'a> Session<'a> {
             for records in &poll.records {
                 self.decode(records);
             }
-            if !self.judge(stop)? {
+            if !self.judge(stop, draining)? {
                 continue;
             }
             self.hold_back()?;
@@ -172,6 +178,8 @@ impl<'a> Session<'a> {
             let place = usize::try_from(partition).ok()?;
             Some(info.as_ref()?.partitions.get(place)?.0.0)
         };
+        let now = clock::monotonic();
+        self.last_record = assigned.iter().map(|tp| (tp.partition, now)).collect();
         let starts = self.starts.lock();
         self.merge.start(assigned.iter().map(|tp| {
             let position = starts
@@ -187,6 +195,7 @@ impl<'a> Session<'a> {
 
     fn decode(&mut self, records: &Records) {
         let partition = records.partition.partition;
+        self.last_record.insert(partition, clock::monotonic());
         let Some(buffer) = self.merge.get_mut(partition) else { return };
         for row in 0..records.len() {
             let offset = records.offsets[row];
@@ -205,15 +214,20 @@ impl<'a> Session<'a> {
     }
 
     /// Gives all rows that are in order to the monitor, and commits each window that closes. False where a stop came first.
-    fn judge(&mut self, stop: &Stop) -> Result<bool, DriftError> {
+    /// With `draining`, nothing more will be written than is there.
+    fn judge(&mut self, stop: &Stop, draining: bool) -> Result<bool, DriftError> {
+        let now = clock::monotonic();
         loop {
             if self.next == self.rows.len() {
                 self.rows.clear();
                 self.next = 0;
-                let Self { consumer, merge, rows, worker, .. } = self;
+                let Self { consumer, merge, rows, worker, last_record, .. } = self;
                 let topic = &worker.score.topic;
-                let caught_up = |partition| consumer.caught_up(&TopicPartition::new(Arc::clone(topic), partition));
-                merge.take(caught_up, BATCH, rows);
+                let over = |partition| {
+                    let silent = last_record.get(&partition).is_none_or(|last| now.duration_since(*last) >= PATIENCE);
+                    (draining || silent) && consumer.caught_up(&TopicPartition::new(Arc::clone(topic), partition))
+                };
+                merge.take(over, BATCH, rows);
                 if rows.is_empty() {
                     return Ok(true);
                 }
