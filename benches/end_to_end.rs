@@ -21,8 +21,9 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
+use driftline::runtime::clock;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
@@ -125,7 +126,8 @@ struct Usage {
 }
 
 fn measured(mut command: Command, log: &Path) -> (f64, Usage) {
-    let started = Instant::now();
+    let started = clock::monotonic();
+    #[expect(clippy::zombie_processes, reason = "wait4 waits for it, and tells what it used")]
     let child = command.spawn().unwrap();
     let pid = libc::pid_t::try_from(child.id()).unwrap();
     let mut status = 0;
@@ -170,10 +172,6 @@ struct Source {
     offset: i64,
 }
 
-fn now_ms() -> i64 {
-    i64::try_from(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis()).unwrap()
-}
-
 fn assignment(consumer: &BaseConsumer, topic: &str) -> Partitions {
     let cluster = consumer.fetch_metadata(Some(topic), Duration::from_secs(10)).unwrap();
     let mut list = TopicPartitionList::new();
@@ -199,7 +197,7 @@ fn latency(rate: u64) {
             loop {
                 match consumer.poll(Duration::from_millis(200)) {
                     Some(message) => {
-                        let (at, message) = (now_ms(), message.unwrap());
+                        let (at, message) = (clock::now_ms(), message.unwrap());
                         let found: Prediction = serde_json::from_slice(message.payload().unwrap()).unwrap();
                         seen.push((found.source.partition, found.source.offset, at));
                     }

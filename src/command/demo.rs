@@ -33,6 +33,8 @@ const SHIFT: &str = "amount*1.6@150";
 const RATE: u64 = 20_000;
 /// Records that may wait in the log before the feed pauses.
 const MOST_LAG: u64 = 20_000;
+/// A promoted version that is not in use after this long does not load; the log says why, and the demo goes on.
+const LOADING_MS: i64 = 10_000;
 /// What happens after the last chapter is still shown for this long.
 const EPILOGUE: Duration = Duration::from_secs(3);
 
@@ -144,6 +146,7 @@ fn feed(context: &Context, feeding: &Feeding, seed: u64) -> Result<(), String> {
         Feed::open(&context.plan, context.wiring.broker.as_ref(), context.wiring.schemas.as_deref(), Stamp::Now)
             .map_err(|e| e.to_string())?;
     let started = clock::monotonic();
+    let mut paused = Duration::ZERO;
     for event in ChurnStream::new(options) {
         let time = event.event_time();
         if time >= shift_at && !feeding.shifted.swap(true, Ordering::Relaxed) {
@@ -155,10 +158,17 @@ fn feed(context: &Context, feeding: &Feeding, seed: u64) -> Result<(), String> {
             feed.flush().map_err(|e| e.to_string())?;
             feeding.sent.store(feed.sent(), Ordering::Relaxed);
             let due = Duration::from_secs_f64(feed.sent() as f64 / RATE as f64);
-            let ahead = due.saturating_sub(started.elapsed());
+            let ahead = due.saturating_sub(started.elapsed() - paused);
             if context.stop.wait(ahead) {
                 return Ok(());
             }
+            let pause = clock::monotonic();
+            while is_training(&context.board) {
+                if context.stop.wait(Duration::from_millis(20)) {
+                    return Ok(());
+                }
+            }
+            paused += pause.elapsed();
             while context.board.lag.load(Ordering::Relaxed) > MOST_LAG {
                 if context.stop.wait(Duration::from_millis(5)) {
                     return Ok(());
@@ -169,6 +179,22 @@ fn feed(context: &Context, feeding: &Feeding, seed: u64) -> Result<(), String> {
     feed.flush().map_err(|e| e.to_string())?;
     feeding.over.store(true, Ordering::Relaxed);
     Ok(())
+}
+
+/// True from a training's start until its outcome is in use. A day of the demo is some milliseconds long, in which nobody could
+/// train a model: so its time stands still meanwhile.
+fn is_training(board: &Board) -> bool {
+    let reached = board.milestones();
+    let Some(start) = reached.iter().rposition(|(_, m)| *m == Milestone::Training) else { return false };
+    let since = &reached[start..];
+    let promoted = since.iter().position(|(_, m)| matches!(m, Milestone::Promoted { .. }));
+    match promoted {
+        Some(promoted) => {
+            let in_use = since[promoted..].iter().any(|(_, m)| matches!(m, Milestone::InUse { .. }));
+            !in_use && clock::now_ms() - since[promoted].0 < LOADING_MS
+        }
+        None => !since.iter().any(|(_, m)| *m == Milestone::NotPromoted),
+    }
 }
 
 enum Ended {

@@ -471,6 +471,7 @@ pub(super) fn show_retraining(board: &Board, observation: RetrainObservation<'_>
     let kind = if record.step == Step::Failed { Kind::Warning } else { Kind::Retraining };
     board.say(kind, None, format!("retraining {}: {}", record.step.name().replace('_', " "), record.detail));
     match record.step {
+        Step::TrainingSetBuilt => board.reach(Milestone::Training),
         Step::Trained => board.reach(Milestone::Trained),
         Step::Promoted => board
             .reach(Milestone::Promoted { version: record.facts["version"].as_str().unwrap_or_default().to_owned() }),

@@ -70,6 +70,8 @@ pub enum Milestone {
         /// Request.
         id: String,
     },
+    /// The training set is there, and a candidate is being trained.
+    Training,
     /// A candidate was trained.
     Trained,
     /// The alias means a new version.
