@@ -22,7 +22,7 @@ use super::checkpointer::{Checkpointer, Job};
 use super::context::Context;
 use super::worker::{self, Ends, IDLE_POLL, Progress};
 use crate::broker::{BrokerError, Offsets, Poll, Records, StartAt, TopicPartition};
-use crate::config::plan::SourcePlan;
+use crate::config::plan::{OfflinePlan, SourcePlan};
 use crate::runtime::clock;
 use crate::runtime::failpoint;
 use crate::score::{BatchLimits, Batcher, CloseReason, Closed, Scorer, Scores};
@@ -59,12 +59,23 @@ struct Slot {
     dead: VecDeque<DeadLetter>,
     /// When each source last brought a record.
     last_record: Vec<Instant>,
-    /// Feature rows since the last checkpoint.
+    /// Committed feature rows since the last checkpoint.
     rows: Vec<RecordBatch>,
+    /// Number of feature rows since the last checkpoint, those of the open batch among them.
     rows_count: usize,
     /// True if anything was applied since the last checkpoint.
     dirty: bool,
     checkpointed: Instant,
+}
+
+impl Slot {
+    /// True where there are rows or time enough for a checkpoint. Rows gather while one is being written, up to twice the
+    /// limit; then a slow disk holds the stream back instead of filling memory.
+    fn is_due(&self, offline: &OfflinePlan, busy: bool, now: Instant) -> bool {
+        let full = self.rows_count >= if busy { 2 * offline.checkpoint_rows } else { offline.checkpoint_rows };
+        let old = now.saturating_duration_since(self.checkpointed) >= offline.checkpoint_interval;
+        full || (old && !busy)
+    }
 }
 
 struct Worker<'a> {
@@ -289,6 +300,7 @@ impl<'a> Worker<'a> {
                 if applied.counts.iter().any(|c| c.read > 0) {
                     slot.dirty = true;
                     let (rows, bytes) = (applied.rows.batch.num_rows(), applied.rows.batch.get_array_memory_size());
+                    slot.rows_count += rows;
                     if let Some(closed) = self.batcher.push((partition, applied), rows, bytes, now) {
                         self.flush(closed)?;
                     }
@@ -379,7 +391,6 @@ impl<'a> Worker<'a> {
             if let Some(slot) = self.slots.get_mut(&partition)
                 && applied.rows.batch.num_rows() > 0
             {
-                slot.rows_count += applied.rows.batch.num_rows();
                 slot.rows.push(applied.rows.batch);
             }
         }
@@ -426,26 +437,23 @@ impl<'a> Worker<'a> {
     /// Hands due checkpoints to the checkpoint thread. With `last`, all that hold anything new.
     fn checkpoints(&mut self, last: bool) -> Result<(), RunError> {
         self.checkpointer.check()?;
-        // While a batch is open, the state is ahead of the committed offsets.
-        if !self.batcher.is_empty() {
+        let (context, now) = (self.context, clock::monotonic());
+        let due = |slot: &Slot, busy| slot.dirty && (last || slot.is_due(&context.plan.offline, busy, now));
+        let busy = self.checkpointer.is_busy();
+        if !self.slots.values().any(|slot| due(slot, busy)) {
             return Ok(());
         }
-        let offline = &self.context.plan.offline;
-        let now = clock::monotonic();
+        // While a batch is open, the state is ahead of the committed offsets.
+        if let Some(closed) = self.batcher.checkpoint() {
+            self.flush(closed)?;
+        }
         for (partition, slot) in &mut self.slots {
-            let full = slot.rows_count >= offline.checkpoint_rows;
-            let due = last || full || now.saturating_duration_since(slot.checkpointed) >= offline.checkpoint_interval;
-            if !slot.dirty || !due {
+            if !due(slot, self.checkpointer.is_busy()) {
                 continue;
-            }
-            // Rows gather while the thread is busy, up to twice the limit; then a slow disk holds the stream back instead of
-            // filling memory.
-            if self.checkpointer.is_busy() && !last && slot.rows_count < 2 * offline.checkpoint_rows {
-                break;
             }
             let mut clock = self.steps.start();
             let positions = slot.task.next();
-            let next = positions.iter().zip(&self.context.plan.sources);
+            let next = positions.iter().zip(&context.plan.sources);
             let next = next.filter_map(|(next, source)| {
                 next.map(|n| (TopicPartition::new(Arc::clone(&source.topic), *partition), n))
             });

@@ -13,13 +13,15 @@ pub enum CloseReason {
     Bytes,
     /// Its first row has waited long enough.
     Linger,
+    /// A checkpoint is due, and it needs all that was applied to be committed.
+    Checkpoint,
     /// Nothing more will come.
     Shutdown,
 }
 
 impl CloseReason {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 4] = [Self::Rows, Self::Bytes, Self::Linger, Self::Shutdown];
+    pub const ALL: [Self; 5] = [Self::Rows, Self::Bytes, Self::Linger, Self::Checkpoint, Self::Shutdown];
 
     /// Fixed word for metrics.
     pub fn name(self) -> &'static str {
@@ -27,6 +29,7 @@ impl CloseReason {
             Self::Rows => "rows",
             Self::Bytes => "bytes",
             Self::Linger => "linger",
+            Self::Checkpoint => "checkpoint",
             Self::Shutdown => "shutdown",
         }
     }
@@ -109,6 +112,11 @@ impl<T> Batcher<T> {
             Some(deadline) if now >= deadline => self.close(CloseReason::Linger),
             _ => None,
         }
+    }
+
+    /// Closes what waits, because a checkpoint is due.
+    pub fn checkpoint(&mut self) -> Option<Closed<T>> {
+        self.close(CloseReason::Checkpoint)
     }
 
     /// Closes what waits, because nothing more will come.
@@ -222,12 +230,13 @@ mod tests {
     enum Step {
         Push { rows: usize, bytes: usize },
         Wait { millis: u64 },
+        Checkpoint,
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let push = (0_usize..15, 0_usize..1500).prop_map(|(rows, bytes)| Step::Push { rows, bytes });
         let wait = (0_u64..8).prop_map(|millis| Step::Wait { millis });
-        prop::collection::vec(prop_oneof![push, wait], 0..60)
+        prop::collection::vec(prop_oneof![4 => push, 4 => wait, 1 => Just(Step::Checkpoint)], 0..60)
     }
 
     proptest! {
@@ -249,6 +258,7 @@ mod tests {
                         now = batcher.deadline().map_or(until, |deadline| until.min(deadline));
                         batcher.poll(now)
                     }
+                    Step::Checkpoint => batcher.checkpoint(),
                 };
                 closed.extend(out.map(|batch| (batch, now)));
             }
@@ -268,7 +278,7 @@ mod tests {
                     CloseReason::Rows => prop_assert!(batch.rows >= LIMITS.rows),
                     CloseReason::Bytes => prop_assert!(batch.rows < LIMITS.rows && batch.bytes >= LIMITS.bytes),
                     CloseReason::Linger => prop_assert_eq!(*at, batch.items[0].1 + LIMITS.wait),
-                    CloseReason::Shutdown => prop_assert!(batch.rows < LIMITS.rows && batch.bytes < LIMITS.bytes),
+                    CloseReason::Checkpoint | CloseReason::Shutdown => prop_assert!(batch.rows < LIMITS.rows && batch.bytes < LIMITS.bytes),
                 }
             }
         }

@@ -41,7 +41,7 @@ names! {
     histogram END_TO_END = "driftline_run_event_to_output_seconds";
     /// Seconds a batch spent in one step. Labels: pipeline, step (decode, window, online_and_score, score, encode, commit, snapshot, checkpoint).
     histogram STEP = "driftline_run_step_seconds";
-    /// Micro-batches by the reason they closed for. Labels: pipeline, reason (rows, bytes, linger, shutdown).
+    /// Micro-batches by the reason they closed for. Labels: pipeline, reason (rows, bytes, linger, checkpoint, shutdown).
     counter BATCHES = "driftline_score_batches_total";
     /// Predictions committed. Labels: pipeline, model_version.
     counter PREDICTIONS = "driftline_score_predictions_total";

@@ -87,8 +87,12 @@ struct Ended {
 
 impl Shop {
     fn open(kafka: Option<&Kafka>) -> Self {
+        Self::open_with(kafka, &[])
+    }
+
+    fn open_with(kafka: Option<&Kafka>, settings: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let shop = Self::at(folder.path(), unique("shop"), kafka);
+        let shop = Self::at(folder.path(), unique("shop"), kafka, settings);
         for source in &shop.plan.sources {
             let settings = TopicSettings { partitions: PARTITIONS, compacted: false, retention_ms: None };
             shop.broker.create_topic(&source.topic, &settings).unwrap();
@@ -96,14 +100,15 @@ impl Shop {
         Self { folder: Some(folder), ..shop }
     }
 
-    /// The pipeline of a folder.
-    fn at(folder: &Path, name: String, kafka: Option<&Kafka>) -> Self {
+    /// The pipeline of a folder, with settings laid over its file.
+    fn at(folder: &Path, name: String, kafka: Option<&Kafka>, settings: &[(&str, &str)]) -> Self {
         let pipeline = folder.join("pipelines/shop");
         std::fs::create_dir_all(&pipeline).unwrap();
         std::fs::write(pipeline.join("pipeline.toml"), PIPELINE).unwrap();
         let brokers = kafka.map(Kafka::address);
         let environment = |variable: &str| if variable == "NAME" { Some(name.clone()) } else { brokers.clone() };
-        let plan = Arc::new(config::load(&pipeline, &environment).unwrap());
+        let settings: Vec<_> = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let plan = Arc::new(config::load_with(&pipeline, &environment, &settings).unwrap());
         let broker = driftline::broker::open(&plan.broker, "test").unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         Self { name, plan, broker, runtime, folder: None }
@@ -299,6 +304,35 @@ fn at_the_end_every_record_is_applied_filtered_or_a_dead_letter() {
 }
 
 #[test]
+fn under_a_backlog_checkpoints_keep_their_pace() {
+    const ROWS: i64 = 40_000;
+    // Nothing but a checkpoint, or the end, closes a batch.
+    let never = [("score.batch.rows", "1000000"), ("score.batch.bytes", "1GiB")];
+    let shop = Shop::open_with(None, &[never[0], never[1], ("offline.checkpoint.rows", "1000")]);
+    let mut producer = shop.broker.producer(None).unwrap();
+    for number in 0..2 * ROWS {
+        let value = format!(r#"{{"customer_id":"c{}","at":{},"amount":1}}"#, number % 7, 1_700_000_000_000 + number);
+        let topic = &shop.topic(0);
+        let partition = Some((number % 2) as i32);
+        let record = OutRecord { topic, partition, value: Some(value.as_bytes()), ..OutRecord::default() };
+        producer.send(record).unwrap();
+    }
+    producer.commit(&Offsets::new(), None).unwrap();
+    shop.run_to_the_end();
+
+    let offline = driftline::store::OfflineStore::open(&shop.plan, shop.runtime.handle().clone()).unwrap();
+    for partition in 0..PARTITIONS.cast_signed() {
+        let newest = offline.latest(partition).unwrap().unwrap();
+        let rows: Vec<u64> = newest.files.iter().map(|file| file.rows).collect();
+        assert_eq!(rows.iter().sum::<u64>(), ROWS.unsigned_abs(), "{rows:?}");
+        // While one checkpoint is being written, rows gather up to twice the limit and by one poll more.
+        assert!(rows.iter().all(|rows| *rows <= 2 * 1000 + 16_384), "{rows:?}");
+    }
+    let rows: usize = shop.fates().rows.len();
+    assert_eq!(rows, 2 * 40_000, "every row once");
+}
+
+#[test]
 fn a_stop_while_the_online_store_is_away_loses_nothing() {
     for writes in [0, 1] {
         let shop = Shop::open(None);
@@ -348,7 +382,7 @@ fn workers_crash_child() {
     else {
         return;
     };
-    let ended = Shop::at(Path::new(&folder), name, None).run(&Stop::new(), |store| store);
+    let ended = Shop::at(Path::new(&folder), name, None, &[]).run(&Stop::new(), |store| store);
     println!("ended with {:?}", ended.result.map_err(|error| error.to_string()));
 }
 
@@ -383,7 +417,7 @@ fn a_worker_that_fails_or_is_killed_on_the_way_loses_nothing_and_repeats_nothing
         assert_eq!(child.status.signal(), killed.then_some(libc::SIGKILL), "{point}: {child:?}");
         assert_eq!(said.contains(r#"ended with Err("feature rows: failpoint")"#), !killed, "{point}: {said}");
     }
-    let shop = Shop { folder: None, ..Shop::at(folder.path(), name, None) };
+    let shop = Shop { folder: None, ..Shop::at(folder.path(), name, None, &[]) };
     shop.run_to_the_end();
     shop.expect(&expected);
 }
