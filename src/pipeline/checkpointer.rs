@@ -36,6 +36,14 @@ enum Message {
     Write(Job),
 }
 
+/// What a partition's next checkpoint follows.
+enum Chain {
+    /// This checkpoint, or none.
+    At(Option<Box<Manifest>>),
+    /// One that was not written: its rows are in no file, so no later checkpoint may take their offsets as done.
+    Broken,
+}
+
 /// See the module.
 pub(super) struct Checkpointer {
     messages: Option<SyncSender<Message>>,
@@ -55,17 +63,17 @@ impl Checkpointer {
         let thread = thread::Builder::new()
             .name(format!("checkpoint-{number}"))
             .spawn(move || {
-                let mut newest = BTreeMap::new();
+                let mut chains = BTreeMap::new();
                 let steps = Steps::of(&context.plan.name);
                 for message in inbox {
                     match message {
                         Message::Begin(partition, manifest) => {
                             // What a killed run has left: without new rows no checkpoint would come to sweep it.
                             sweep(&context, partition);
-                            newest.insert(partition, manifest.map(|m| *m));
+                            chains.insert(partition, Chain::At(manifest));
                         }
                         Message::Write(job) => {
-                            let result = write(&context, &steps, &mut newest, job);
+                            let result = write(&context, &steps, &mut chains, job);
                             counter.fetch_sub(1, Ordering::Release);
                             if let Err(error) = result {
                                 // The worker reads it at its next turn and ends; it may have ended already.
@@ -132,18 +140,20 @@ impl Drop for Checkpointer {
     }
 }
 
-fn write(
-    context: &Context,
-    steps: &Steps,
-    newest: &mut BTreeMap<i32, Option<Manifest>>,
-    job: Job,
-) -> Result<(), RunError> {
+fn write(context: &Context, steps: &Steps, chains: &mut BTreeMap<i32, Chain>, job: Job) -> Result<(), RunError> {
     let mut clock = steps.start();
     let mut backoff = Backoff::for_server();
     let partition = job.partition;
-    let previous = newest.get(&partition).cloned().flatten();
+    let previous = match chains.remove(&partition) {
+        Some(Chain::At(manifest)) => manifest,
+        Some(Chain::Broken) => {
+            chains.insert(partition, Chain::Broken);
+            return Ok(());
+        }
+        None => None,
+    };
     let checkpoint =
-        Checkpoint { partition, next: job.next, state: job.state, rows: job.rows, previous: previous.as_ref() };
+        Checkpoint { partition, next: job.next, state: job.state, rows: job.rows, previous: previous.as_deref() };
     loop {
         match context.wiring.offline.commit(&checkpoint) {
             Ok(manifest) => {
@@ -151,7 +161,7 @@ fn write(
                     tracing::info!(partition, "the offline store is back, the checkpoint is written");
                 }
                 sweep(context, partition);
-                newest.insert(partition, Some(manifest));
+                chains.insert(partition, Chain::At(Some(Box::new(manifest))));
                 clock.end(Step::Checkpoint);
                 return Ok(());
             }
@@ -162,6 +172,7 @@ fn write(
                         partition,
                         "stopping without this checkpoint; the next start computes its rows again: {error}"
                     );
+                    chains.insert(partition, Chain::Broken);
                     return Ok(());
                 }
             }
