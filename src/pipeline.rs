@@ -110,6 +110,16 @@ impl RunError {
             _ => false,
         }
     }
+
+    /// What is away, where a worker can go on with fresh state once it is back.
+    fn away(&self) -> Option<&'static str> {
+        match self {
+            Self::Broker(e) if e.is_retriable() => Some("broker"),
+            Self::Online(e) if e.is_retriable() => Some("online"),
+            Self::Offline(e) if e.is_retriable() => Some("offline"),
+            _ => None,
+        }
+    }
 }
 
 type Job = Box<dyn FnOnce() -> Result<(), RunError> + Send>;

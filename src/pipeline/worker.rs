@@ -43,6 +43,7 @@ pub(super) fn keep_joined(
 ) -> Result<(), RunError> {
     let name = name(stage, number);
     let mut losses = Losses::new();
+    let mut away = Backoff::for_server();
     loop {
         let progress = Progress::default();
         let ended = session(&progress);
@@ -51,6 +52,16 @@ pub(super) fn keep_joined(
             Err(error) if error.is_lost() && losses.allow_another(&progress) => {
                 context.board.say(Kind::Rebalance, None, format!("{name} joins again: {error}"));
                 if losses.backoff.wait(&context.stop) {
+                    return Ok(());
+                }
+            }
+            // A server that went away in a step that does not wait by itself, such as opening the two ends.
+            Err(error) if let Some(what) = error.away() => {
+                if progress.0.get() {
+                    away = Backoff::for_server();
+                }
+                context.holding(what, &error, &away);
+                if away.wait(&context.stop) {
                     return Ok(());
                 }
             }
