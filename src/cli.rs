@@ -2,10 +2,12 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::config::units;
 use crate::generate::Shift;
 use crate::telemetry::log::LogFormat;
 
@@ -120,6 +122,11 @@ pub struct RunArgs {
     /// Default: host name and a free slot number.
     #[arg(long, env = "DRIFTLINE_INSTANCE")]
     pub instance: Option<String>,
+
+    /// How long to wait at the start for a broker or an online store that is away, such as `5s` or `10m`. Once running,
+    /// both are waited for without limit.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration, env = "DRIFTLINE_PATIENCE")]
+    pub patience: Duration,
 
     /// Recompute state and offline files from the beginning of the topics, instead of refusing a changed definition.
     #[arg(long)]
@@ -427,6 +434,10 @@ fn key_value(text: &str) -> Result<(String, String), String> {
         return Err("the key before '=' is empty".into());
     }
     Ok((key.trim().to_owned(), value.to_owned()))
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    units::duration(text).map_err(|error| format!("{}; {}", error.message, error.help))
 }
 
 fn listen(text: &str) -> Result<Listen, String> {

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Failure, Outcome, printed, runtime};
 use crate::broker::Broker;
@@ -48,7 +49,8 @@ pub(super) fn run(args: &CheckArgs) -> Outcome {
 /// What the servers say of the plan: a line each, good or not.
 fn ask_servers(plan: &Arc<Plan>) -> Result<Vec<(bool, String)>, Failure> {
     let runtime = runtime()?;
-    let wiring = Wiring::open(plan, Stages::all(plan), runtime.handle(), &Stop::new()).map_err(Failure::failed)?;
+    let wiring = Wiring::open(plan, Stages::all(plan), runtime.handle(), &Stop::new(), Duration::ZERO)
+        .map_err(Failure::failed)?;
     let mut found = vec![
         (true, format!("broker {}", wiring.broker.describe())),
         (true, format!("online store {}", wiring.online.as_ref().map_or_else(String::new, |o| o.describe()))),

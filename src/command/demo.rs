@@ -57,7 +57,7 @@ pub(super) fn run(args: &DemoArgs) -> Outcome {
         );
     }
     let stages = Stages::all(&plan);
-    let wiring = Wiring::open(&plan, stages, runtime.handle(), &stop).map_err(Failure::failed)?;
+    let wiring = Wiring::open(&plan, stages, runtime.handle(), &stop, Duration::ZERO).map_err(Failure::failed)?;
     let context =
         Context::new(Arc::clone(&plan), stages, wiring, Arc::clone(&board), RunOptions::default(), stop.clone())
             .map_err(Failure::failed)?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::{Failure, Outcome, load, runtime, stop_on_signals};
 use crate::cli::{Listen, RetrainArgs, RunArgs, View};
 use crate::config::plan::Plan;
-use crate::pipeline::{self, Context, RunOptions, Stages, Wiring};
+use crate::pipeline::{self, Context, RunError, RunOptions, Stages, Wiring};
 use crate::runtime::clock;
 use crate::runtime::shutdown::Stop;
 use crate::telemetry::board::Board;
@@ -74,7 +74,10 @@ fn start(args: &RunArgs, which: Which, before: impl FnOnce(&Context) -> Outcome)
     stop_on_signals(&runtime, &stop);
     let recorder = metrics::install().map_err(Failure::Failed)?;
     let board = Board::new(plan.sources.iter().map(|s| s.name.as_ref()));
-    let wiring = Wiring::open(&plan, stages, runtime.handle(), &stop).map_err(Failure::failed)?;
+    let wiring = match Wiring::open(&plan, stages, runtime.handle(), &stop, args.patience) {
+        Err(RunError::Interrupted { .. }) => return Ok(()),
+        opened => opened.map_err(Failure::failed)?,
+    };
     let options = RunOptions {
         workers: args.workers.map(usize::from),
         until_end: args.until_end,

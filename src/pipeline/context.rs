@@ -12,6 +12,7 @@ use super::RunError;
 use super::instance::Instance;
 use crate::broker::{self, Broker, BrokerError, Offsets, OutRecord, SchemaRegistry, TopicSettings};
 use crate::config::plan::{BrokerPlan, Plan};
+use crate::config::units;
 use crate::drift::IncidentState;
 use crate::drift::worker::DriftObservation;
 use crate::model::{self, ModelEvent, ModelSlot, ModelWatch, Registry};
@@ -26,9 +27,6 @@ use crate::store::{self, OfflineStore, OnlineStore};
 use crate::telemetry::board::{Board, Kind, Milestone};
 use crate::telemetry::metrics as names;
 use crate::window::Engine;
-
-/// How long a server may be away at the start before the process gives up.
-const START_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Which stages run in this process. Features and score together are fused: rows reach the model without passing a topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,17 +93,25 @@ pub struct Wiring {
 }
 
 impl Wiring {
-    /// Opens everything that the stages need. A server that is away is waited for, for at most half a minute.
+    /// Opens everything that the stages need. A broker or an online store that is away is waited for, each for at most
+    /// `patience`.
     ///
     /// # Errors
-    /// What could not be opened, where, and what to do.
-    pub fn open(plan: &Plan, stages: Stages, runtime: &Handle, stop: &Stop) -> Result<Self, RunError> {
-        let broker = broker::open(&plan.broker, &format!("driftline-{}", plan.name))?;
-        wait_for(stop, || broker.topics().map(drop), BrokerError::is_retriable)?;
+    /// What could not be opened, where, and what to do; [`RunError::Interrupted`] where a stop was asked for while waiting.
+    pub fn open(
+        plan: &Plan,
+        stages: Stages,
+        runtime: &Handle,
+        stop: &Stop,
+        patience: Duration,
+    ) -> Result<Self, RunError> {
+        let client_id = format!("driftline-{}", plan.name);
+        let open_broker = || broker::open(&plan.broker, &client_id);
+        let broker = wait_for("broker", stop, patience, open_broker, BrokerError::is_retriable)?;
         let mut online = None;
         if stages.features {
             let store = store::open_online(plan, runtime.clone())?;
-            wait_for(stop, || store.ping(), store::OnlineError::is_retriable)?;
+            wait_for("online store", stop, patience, || store.ping(), store::OnlineError::is_retriable)?;
             online = Some(store);
         }
         let schemas = match &plan.broker {
@@ -124,26 +130,33 @@ impl Wiring {
     }
 }
 
-/// Tries until it works, for at most [`START_PATIENCE`]. Says at once, and once, what it waits for.
-fn wait_for<E: std::fmt::Display>(
+/// Tries until it works, for at most `patience`. Says at once, and once, what it waits for.
+fn wait_for<T, E: std::fmt::Display + Into<RunError>>(
+    what: &'static str,
     stop: &Stop,
-    mut attempt: impl FnMut() -> Result<(), E>,
+    patience: Duration,
+    mut attempt: impl FnMut() -> Result<T, E>,
     retriable: impl Fn(&E) -> bool,
-) -> Result<(), E> {
-    let deadline = clock::monotonic() + START_PATIENCE;
+) -> Result<T, RunError> {
+    let deadline = clock::monotonic() + patience;
     let mut backoff = Backoff::for_server();
     loop {
         match attempt() {
-            Ok(()) => return Ok(()),
+            Ok(found) => {
+                if backoff.attempts() > 0 {
+                    tracing::info!("the {what} answers now");
+                }
+                return Ok(found);
+            }
             Err(error) if retriable(&error) && clock::monotonic() < deadline => {
                 if backoff.attempts() == 0 {
-                    tracing::warn!(patience_seconds = START_PATIENCE.as_secs(), "waiting: {error}");
+                    tracing::warn!("waiting for at most {}: {error}", units::label(patience));
                 }
                 if backoff.wait(stop) {
-                    return Err(error);
+                    return Err(RunError::Interrupted { what, reason: error.to_string() });
                 }
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         }
     }
 }

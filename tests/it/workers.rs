@@ -171,7 +171,7 @@ impl Shop {
 
     /// Runs the feature stage to the end of the topics, or until `stop`, against what `online` makes of the online store.
     fn run(&self, stop: &Stop, online: impl FnOnce(Arc<dyn OnlineStore>) -> Arc<dyn OnlineStore>) -> Ended {
-        let mut wiring = Wiring::open(&self.plan, STAGES, self.runtime.handle(), stop).unwrap();
+        let mut wiring = Wiring::open(&self.plan, STAGES, self.runtime.handle(), stop, LIMIT).unwrap();
         wiring.online = wiring.online.map(online);
         let board = Board::new(self.plan.sources.iter().map(|source| source.name.as_ref()));
         let options = RunOptions { until_end: true, instance: Some("test".into()), ..RunOptions::default() };
