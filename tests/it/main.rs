@@ -6,6 +6,7 @@ mod broker;
 mod bundles;
 mod cdnow;
 mod drift;
+mod faults;
 mod models;
 mod process;
 mod registry;

@@ -5,6 +5,8 @@ use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
 
+use crate::servers::{Process, unique};
+
 /// The repository.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -64,6 +66,11 @@ impl World {
         }
         command.envs(self.env.iter().map(|(n, v)| (n, v)));
         command
+    }
+
+    /// Starts a command in the background, with what it prints in a file of the folder.
+    pub fn start(&self, command: Command) -> Process {
+        Process::spawn("driftline", command, self.path(&unique("output")))
     }
 
     /// Runs to the end.

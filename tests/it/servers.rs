@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{LazyLock, Mutex};
@@ -25,6 +25,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{Headers, Message};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::types::RDKafkaErrorCode;
 
 /// How long a server may take to answer, on a busy machine.
 const START: Duration = Duration::from_secs(120);
@@ -74,11 +75,13 @@ fn folder_from(variable: &str, default: &str) -> PathBuf {
     folder
 }
 
-/// One running server process. Killed when dropped.
-struct Process {
+/// One running process, a server or driftline itself. Killed when dropped.
+pub struct Process {
     child: Child,
     name: &'static str,
     log: PathBuf,
+    /// End of what [`Process::until_printed`] has found in the log.
+    found: usize,
 }
 
 type Spawn = (Command, Sender<std::io::Result<Child>>);
@@ -99,7 +102,8 @@ static SPAWNER: LazyLock<Mutex<Sender<Spawn>>> = LazyLock::new(|| {
 });
 
 impl Process {
-    fn spawn(name: &'static str, mut command: Command, log: PathBuf) -> Self {
+    /// Starts it with its output going to the end of `log`.
+    pub fn spawn(name: &'static str, mut command: Command, log: PathBuf) -> Self {
         let out = File::options().create(true).append(true).open(&log).expect("the test folder is writable");
         command.stdin(Stdio::null()).stderr(out.try_clone().expect("a file can be shared")).stdout(out);
         // SAFETY: prctl is async-signal-safe and touches no memory of this process.
@@ -112,24 +116,59 @@ impl Process {
         let (reply, answer) = channel();
         SPAWNER.lock().unwrap().send((command, reply)).expect("the spawner lives as long as the process");
         let child = answer.recv().expect("the spawner answers").unwrap_or_else(|e| panic!("cannot start {name}: {e}"));
-        Self { child, name, log }
+        Self { child, name, log, found: 0 }
     }
 
-    fn wait_ready(&mut self, mut ready: impl FnMut() -> bool) {
+    /// Waits until `ready` holds. The process must not end before.
+    pub fn until(&mut self, what: &str, mut ready: impl FnMut() -> bool) {
         let (child, log, name) = (&mut self.child, &self.log, self.name);
-        until(&format!("{name} answers"), START, || {
+        let deadline = clock::monotonic() + START;
+        while !ready() {
+            let printed = || fs::read_to_string(log).unwrap_or_default();
             if let Some(exit) = child.try_wait().expect("a child can be waited for") {
-                panic!("{name} ended ({exit}); its log:\n{}", fs::read_to_string(log).unwrap_or_default());
+                panic!("{name} ended ({exit}) before {what}; its output:\n{}", printed());
             }
-            ready()
-        });
+            assert!(clock::monotonic() < deadline, "gave up waiting until {what}; {name} printed:\n{}", printed());
+            thread::park_timeout(Duration::from_millis(10));
+        }
     }
 
-    fn signal(&mut self, signal: libc::c_int) {
-        let pid = libc::pid_t::try_from(self.child.id()).expect("a process id fits");
+    /// Waits until it has printed `text` after what the last such wait has found. The process must not end before.
+    pub fn until_printed(&mut self, text: &str) {
+        let (log, from) = (self.log.clone(), self.found);
+        let mut found = None;
+        self.until(&format!("it prints '{text}'"), || {
+            found = fs::read_to_string(&log).ok().and_then(|all| all[from..].find(text));
+            found.is_some()
+        });
+        self.found = from + found.expect("it is there") + text.len();
+    }
+
+    /// All that it has printed.
+    pub fn printed(&self) -> String {
+        fs::read_to_string(&self.log).expect("the log is there")
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> libc::pid_t {
+        libc::pid_t::try_from(self.child.id()).expect("a process id fits")
+    }
+
+    /// Sends a signal.
+    pub fn signal(&mut self, signal: libc::c_int) {
         // SAFETY: the child has not been waited for, so the id is still its own.
-        unsafe { libc::kill(pid, signal) };
-        self.child.wait().expect("a child can be waited for");
+        unsafe { libc::kill(self.id(), signal) };
+    }
+
+    /// Waits until it has ended.
+    pub fn end(&mut self) -> ExitStatus {
+        let child = &mut self.child;
+        let mut exit = None;
+        until(&format!("{} ends", self.name), START, || {
+            exit = child.try_wait().expect("a child can be waited for");
+            exit.is_some()
+        });
+        exit.expect("it has ended")
     }
 }
 
@@ -137,6 +176,7 @@ impl Drop for Process {
     fn drop(&mut self) {
         if matches!(self.child.try_wait(), Ok(None)) {
             self.signal(libc::SIGKILL);
+            let _ = self.child.wait();
         }
     }
 }
@@ -205,7 +245,7 @@ impl Kafka {
         command.args(["kafka.Kafka", "server.properties"]);
         let mut process = Process::spawn("Kafka", command, self.folder.path().join("server.log"));
         let probe: BaseConsumer = self.client().create().expect("the client's settings are valid");
-        process.wait_ready(|| {
+        process.until("it answers", || {
             probe.fetch_metadata(None, Duration::from_millis(500)).is_ok_and(|cluster| !cluster.brokers().is_empty())
         });
         *self.process.lock().unwrap() = Some(process);
@@ -213,7 +253,8 @@ impl Kafka {
 
     /// Kills the server as a power cut would.
     pub fn kill(&self) {
-        self.process.lock().unwrap().take().expect("the server runs").signal(libc::SIGKILL);
+        // Dropping a process kills it and waits for its end.
+        drop(self.process.lock().unwrap().take().expect("the server runs"));
     }
 
     /// Bootstrap address.
@@ -251,11 +292,21 @@ impl Kafka {
 
     /// Writes records outside of any transaction and waits until they are acknowledged.
     pub fn produce<'a>(&self, topic: &str, records: impl IntoIterator<Item = (i32, &'a [u8], &'a [u8])>) {
+        self.produce_any(topic, records.into_iter().map(|(partition, key, value)| (partition, Some(key), Some(value))));
+    }
+
+    /// The same, for records that may lack a key or a value.
+    pub fn produce_any<'a>(
+        &self,
+        topic: &str,
+        records: impl IntoIterator<Item = (i32, Option<&'a [u8]>, Option<&'a [u8]>)>,
+    ) {
         let producer: BaseProducer = self.client().create().expect("the client's settings are valid");
         for (partition, key, value) in records {
-            let mut record = BaseRecord::to(topic).partition(partition).key(key).payload(value);
+            let mut record = BaseRecord::<[u8], [u8]>::to(topic).partition(partition);
+            (record.key, record.payload) = (key, value);
             while let Err((error, back)) = producer.send(record) {
-                assert_eq!(error.rdkafka_error_code(), Some(rdkafka::types::RDKafkaErrorCode::QueueFull), "{error}");
+                assert_eq!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::QueueFull), "{error}");
                 producer.poll(Duration::from_millis(10));
                 record = back;
             }
@@ -272,6 +323,18 @@ impl Kafka {
 
     /// All committed records of a topic, by partition and offset.
     pub fn consume(&self, topic: &str) -> Vec<Consumed> {
+        let mut follower = self.follow(topic);
+        let deadline = clock::monotonic() + START;
+        while !follower.at_end() {
+            assert!(clock::monotonic() < deadline, "topic {topic} did not end");
+            follower.poll(Duration::from_millis(100));
+        }
+        follower.records.sort_by_key(|r| (r.partition, r.offset));
+        follower.records
+    }
+
+    /// Reads the committed records of a topic as they come.
+    pub fn follow(&self, topic: &str) -> Follower {
         let consumer: BaseConsumer = self
             .client()
             .set("group.id", unique("reader"))
@@ -279,6 +342,7 @@ impl Kafka {
             .set("enable.partition.eof", "true")
             .set("isolation.level", "read_committed")
             .set("fetch.wait.max.ms", "20")
+            .set("reconnect.backoff.max.ms", "500")
             .create()
             .expect("the client's settings are valid");
         let cluster = consumer.fetch_metadata(Some(topic), START).expect("the broker answers");
@@ -290,27 +354,52 @@ impl Kafka {
             list.add_partition_offset(topic, partition, Offset::Beginning).expect("the offset is valid");
         }
         consumer.assign(&list).expect("the partitions exist");
-        let (mut records, mut open) = (Vec::new(), partitions);
-        let deadline = clock::monotonic() + START;
-        while open > 0 {
-            assert!(clock::monotonic() < deadline, "topic {topic} did not end");
-            match consumer.poll(Duration::from_millis(100)) {
-                Some(Ok(message)) => records.push(Consumed {
-                    partition: message.partition(),
-                    offset: message.offset(),
-                    key: message.key().map(<[u8]>::to_vec),
-                    value: message.payload().map(<[u8]>::to_vec),
-                    headers: message.headers().map_or_else(Vec::new, |headers| {
-                        headers.iter().map(|h| (h.key.to_owned(), h.value.unwrap_or_default().to_vec())).collect()
-                    }),
+        Follower { consumer, topic: topic.to_owned(), ended: vec![false; partitions], records: Vec::new() }
+    }
+}
+
+/// A reader of committed records.
+pub struct Follower {
+    consumer: BaseConsumer,
+    topic: String,
+    /// By partition: its end has been seen.
+    ended: Vec<bool>,
+    /// What has been read so far.
+    records: Vec<Consumed>,
+}
+
+impl Follower {
+    /// Reads what is there now, and returns all that has been read so far. A broker that is away is waited for.
+    pub fn read(&mut self) -> &[Consumed] {
+        while self.poll(Duration::from_millis(20)) {}
+        &self.records
+    }
+
+    fn at_end(&self) -> bool {
+        self.ended.iter().all(|ended| *ended)
+    }
+
+    fn poll(&mut self, timeout: Duration) -> bool {
+        match self.consumer.poll(timeout) {
+            Some(Ok(message)) => self.records.push(Consumed {
+                partition: message.partition(),
+                offset: message.offset(),
+                key: message.key().map(<[u8]>::to_vec),
+                value: message.payload().map(<[u8]>::to_vec),
+                headers: message.headers().map_or_else(Vec::new, |headers| {
+                    headers.iter().map(|h| (h.key.to_owned(), h.value.unwrap_or_default().to_vec())).collect()
                 }),
-                Some(Err(KafkaError::PartitionEOF(_))) => open -= 1,
-                Some(Err(error)) => panic!("reading {topic}: {error}"),
-                None => {}
+            }),
+            Some(Err(KafkaError::PartitionEOF(partition))) => {
+                self.ended[usize::try_from(partition).expect("partitions count from 0")] = true;
             }
+            Some(Err(KafkaError::MessageConsumption(
+                RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::AllBrokersDown,
+            ))) => return false,
+            Some(Err(error)) => panic!("reading {}: {error}", self.topic),
+            None => return false,
         }
-        records.sort_by_key(|r| (r.partition, r.offset));
-        records
+        true
     }
 }
 
@@ -365,7 +454,7 @@ impl Redis {
         command.args(["--save", "", "--appendonly", "yes", "--appendfsync", "always", "--dir"]);
         command.arg(self.folder.path()).args(&self.arguments);
         let mut process = Process::spawn("Redis", command, self.folder.path().join("server.log"));
-        process.wait_ready(|| {
+        process.until("it answers", || {
             let answer = ask(self.port, b"PING\r\n");
             answer.starts_with("+PONG") || answer.starts_with("-NOAUTH")
         });
@@ -374,7 +463,8 @@ impl Redis {
 
     /// Kills the server as a power cut would.
     pub fn kill(&self) {
-        self.process.lock().unwrap().take().expect("the server runs").signal(libc::SIGKILL);
+        // Dropping a process kills it and waits for its end.
+        drop(self.process.lock().unwrap().take().expect("the server runs"));
     }
 
     /// `redis://127.0.0.1:port`.
@@ -441,7 +531,7 @@ impl SchemaRegistry {
         command.args(["-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dquarkus.http.host=127.0.0.1"]);
         command.arg(format!("-Dquarkus.http.port={port}")).arg("-jar").arg(jar).current_dir(folder.path());
         let mut process = Process::spawn("Apicurio", command, folder.path().join("server.log"));
-        process.wait_ready(|| {
+        process.until("it answers", || {
             ask(port, b"GET /apis/ccompat/v7/subjects HTTP/1.0\r\nHost: localhost\r\n\r\n").contains(" 200 ")
         });
         Self { port, _process: process, _folder: folder }
