@@ -1,5 +1,6 @@
-# Two variants of one binary: `docker build --target cpu .` and `docker build --target cuda .`
+# Two variants of one binary: `docker build .` and `docker build --build-arg VARIANT=cuda .`
 # The binary is the same; what differs is ONNX Runtime's library and, for CUDA, the image beneath it.
+ARG VARIANT=cpu
 
 FROM rust:1.95-bookworm AS build
 RUN apt-get update && apt-get install -y --no-install-recommends pkg-config libssl-dev && rm -rf /var/lib/apt/lists/*
@@ -11,26 +12,18 @@ RUN mkdir -p src tests/it benches && echo 'fn main() {}' > src/main.rs && touch 
 COPY . .
 RUN touch src/main.rs src/lib.rs && cargo build --release --locked && strip --strip-debug target/release/driftline
 
-FROM python:3.11-slim-bookworm AS cpu
+FROM python:3.11-slim-bookworm AS base-cpu
+COPY pipelines/churn/requirements.txt /tmp/requirements.txt
+
+FROM nvidia/cuda:13.0.1-cudnn-runtime-ubuntu24.04 AS base-cuda
+RUN apt-get update && apt-get install -y --no-install-recommends python3 python3-venv && rm -rf /var/lib/apt/lists/*
+COPY pipelines/churn/requirements.txt /tmp/cpu.txt
+RUN sed 's/^onnxruntime==/onnxruntime-gpu==/' /tmp/cpu.txt > /tmp/requirements.txt
+
+FROM base-${VARIANT}
 RUN apt-get update && apt-get install -y --no-install-recommends libssl3 libgomp1 ca-certificates curl && rm -rf /var/lib/apt/lists/*
 WORKDIR /app
-COPY pipelines/churn/requirements.txt /tmp/requirements.txt
-RUN python -m venv /app/.venv && /app/.venv/bin/pip install --no-cache-dir -r /tmp/requirements.txt
-COPY --from=build /src/target/release/driftline /usr/local/bin/driftline
-COPY pipelines pipelines
-COPY schemas schemas
-RUN useradd --system --home-dir /app driftline && mkdir -p /data && chown driftline /data
-USER driftline
-ENV DRIFTLINE_PYTHON=/app/.venv/bin/python
-EXPOSE 9464
-ENTRYPOINT ["driftline"]
-CMD ["run", "pipelines/churn", "--listen", "0.0.0.0:9464"]
-
-FROM nvidia/cuda:13.0.1-cudnn-runtime-ubuntu24.04 AS cuda
-RUN apt-get update && apt-get install -y --no-install-recommends python3 python3-venv libssl3 libgomp1 ca-certificates curl && rm -rf /var/lib/apt/lists/*
-WORKDIR /app
-COPY pipelines/churn/requirements.txt /tmp/requirements.txt
-RUN python3 -m venv /app/.venv && sed 's/^onnxruntime==/onnxruntime-gpu==/' /tmp/requirements.txt > /tmp/gpu.txt && /app/.venv/bin/pip install --no-cache-dir -r /tmp/gpu.txt
+RUN python3 -m venv .venv && .venv/bin/pip install --no-cache-dir -r /tmp/requirements.txt
 COPY --from=build /src/target/release/driftline /usr/local/bin/driftline
 COPY pipelines pipelines
 COPY schemas schemas
