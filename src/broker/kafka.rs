@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::Client;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
@@ -34,8 +35,11 @@ use context::Context;
 use producer::KafkaProducer;
 use reader::Reader;
 
-/// How long a request may wait for the cluster before it is reported as retriable.
+/// How long a request may wait for a cluster that answers before it is reported as retriable.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a request waits before it looks whether any broker is left.
+const BRIEF: Duration = Duration::from_secs(2);
 
 /// How long a client waits for one answer before it looks again whether any broker is left.
 const GLANCE: Duration = Duration::from_millis(500);
@@ -138,6 +142,35 @@ impl Link {
         format!("kafka {}", self.address)
     }
 
+    /// Asks about one topic or all. Gives up early where no broker is left, which `look` lets the client tell.
+    fn metadata(
+        &self,
+        during: &'static str,
+        topic: Option<&str>,
+        client: &Client<Context>,
+        look: impl Fn(),
+    ) -> Result<Metadata, BrokerError> {
+        let started = clock::monotonic();
+        loop {
+            let answer = client.fetch_metadata(topic, GLANCE);
+            look();
+            let waited = clock::monotonic().duration_since(started);
+            match answer {
+                Ok(metadata) => {
+                    client.context().is_up();
+                    return Ok(metadata);
+                }
+                Err(error) => {
+                    let error = self.error(during, &error, client.context());
+                    let hopeless = client.context().is_down() && waited > BRIEF;
+                    if !error.is_retriable() || hopeless || waited > PATIENCE {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
     fn no_such_topic(&self, topic: &str) -> BrokerError {
         BrokerError::NoSuchTopic { topic: topic.to_owned(), broker: self.describe() }
     }
@@ -228,7 +261,7 @@ impl KafkaBroker {
     /// Connects, and waits until the cluster answers.
     ///
     /// # Errors
-    /// [`BrokerError::Unreachable`] where no broker answers within ten seconds; [`BrokerError::Client`] where a property is
+    /// [`BrokerError::Unreachable`] where no broker answers within a few seconds; [`BrokerError::Client`] where a property is
     /// not one of librdkafka's or the cluster refuses the credentials.
     pub fn open(
         brokers: &str,
@@ -252,31 +285,12 @@ impl KafkaBroker {
         Ok(broker)
     }
 
-    /// Asks about one topic or all. Gives up early where no broker is left.
+    /// Asks about one topic or all.
     fn metadata(&self, during: &'static str, topic: Option<&str>) -> Result<Metadata, BrokerError> {
         let asker = self.asker.lock();
-        let started = clock::monotonic();
-        loop {
-            let answer = asker.fetch_metadata(topic, GLANCE);
-            // Serves what the client says on its own: one event a call.
-            for _ in 0..16 {
-                asker.poll(Duration::ZERO);
-            }
-            let waited = clock::monotonic().duration_since(started);
-            match answer {
-                Ok(metadata) => {
-                    asker.context().is_up();
-                    return Ok(metadata);
-                }
-                Err(error) => {
-                    let error = self.link.error(during, &error, asker.context());
-                    let hopeless = asker.context().is_down() && waited > PATIENCE / 4;
-                    if !error.is_retriable() || hopeless || waited > PATIENCE {
-                        return Err(error);
-                    }
-                }
-            }
-        }
+        // Serves what the client says on its own: one event a call.
+        let look = || (0..16).for_each(|_| drop(asker.poll(Duration::ZERO)));
+        self.link.metadata(during, topic, asker.client(), look)
     }
 
     /// Numbers of partitions of a topic, or `None` where it does not exist. All of them have a leader.
@@ -309,8 +323,7 @@ impl KafkaBroker {
             }
             let during = "asking for the ends of the log";
             // Instead of a time these two ask for the first and the last offset; the answers keep the order.
-            let found = asker
-                .offsets_for_times(list, PATIENCE)
+            let found = patiently(asker.client(), |timeout| asker.offsets_for_times(list.clone(), timeout))
                 .map_err(|error| self.link.error(during, &error, asker.context()))?;
             found
                 .elements()
@@ -447,6 +460,24 @@ impl Broker for KafkaBroker {
     fn describe(&self) -> String {
         self.link.describe()
     }
+}
+
+/// Makes a blocking request with all patience where a broker answers at all, and a short one where none does.
+fn patiently<T>(
+    client: &Client<Context>,
+    request: impl Fn(Duration) -> Result<T, KafkaError>,
+) -> Result<T, KafkaError> {
+    match request(BRIEF) {
+        Err(error) if error.rdkafka_error_code() == Some(Code::OperationTimedOut) && answers(client) => {
+            request(PATIENCE - BRIEF)
+        }
+        answer => answer,
+    }
+}
+
+/// True where any broker answers.
+fn answers(client: &Client<Context>) -> bool {
+    client.fetch_metadata(None, 2 * GLANCE).is_ok()
 }
 
 /// Waits for an answer of the admin client, which speaks in futures that its own thread completes.

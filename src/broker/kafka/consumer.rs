@@ -11,7 +11,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::context::Context;
 use super::event::{EventQueue, Fault, Message, Said, TopicId};
-use super::{GLANCE, Link, PATIENCE, is_out_of_group, is_passing, is_refusal};
+use super::{BRIEF, GLANCE, Link, PATIENCE, is_out_of_group, is_passing, is_refusal, patiently};
 use crate::broker::{
     BrokerError, Consumer, ConsumerSettings, GroupToken, MAX_POLL_BYTES, NextOffset, Offsets, Poll, Records, StartAt,
     StartPolicy, TopicPartition,
@@ -356,10 +356,17 @@ impl Consumer for KafkaConsumer {
             native::rd_kafka_commit_queue(client, list.ptr(), answers.as_ptr(), None, std::ptr::null_mut())
         });
         let code = match code {
-            Code::NoError => match answers.next(PATIENCE).as_ref().map(|event| event.said()) {
-                Some(Said::Committed(code)) => code,
-                _ => Code::OperationTimedOut,
-            },
+            Code::NoError => {
+                let brief = answers.next(BRIEF);
+                let answer = match brief {
+                    None if super::answers(self.client.client()) => answers.next(PATIENCE - BRIEF),
+                    brief => brief,
+                };
+                match answer.as_ref().map(|event| event.said()) {
+                    Some(Said::Committed(code)) => code,
+                    _ => Code::OperationTimedOut,
+                }
+            }
             code => code,
         };
         match code {
@@ -429,8 +436,8 @@ pub(super) fn committed(
     list: TopicPartitionList,
 ) -> Result<Offsets, BrokerError> {
     let during = "asking for committed offsets";
-    let answer =
-        client.committed_offsets(list, PATIENCE).map_err(|error| link.error(during, &error, client.context()))?;
+    let answer = patiently(client.client(), |timeout| client.committed_offsets(list.clone(), timeout))
+        .map_err(|error| link.error(during, &error, client.context()))?;
     let mut offsets = Offsets::new();
     for element in answer.elements() {
         element.error().map_err(|error| link.error(during, &error, client.context()))?;

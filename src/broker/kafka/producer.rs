@@ -11,7 +11,7 @@ use rustc_hash::FxHashSet;
 
 use super::consumer::to_list;
 use super::context::Context;
-use super::{Link, PATIENCE, is_out_of_group};
+use super::{BRIEF, Link, PATIENCE, is_out_of_group, patiently};
 use crate::broker::{BrokerError, GroupToken, Header, Offsets, OutRecord, Producer};
 use crate::runtime::{clock, failpoint};
 
@@ -94,8 +94,7 @@ impl KafkaProducer {
         if self.known.contains(topic) {
             return Ok(());
         }
-        let metadata = self.client.client().fetch_metadata(Some(topic), PATIENCE);
-        let metadata = metadata.map_err(|error| self.link.error("looking for a topic", &error, self.context()))?;
+        let metadata = self.link.metadata("looking for a topic", Some(topic), self.client.client(), || self.look())?;
         let found = metadata.topics().iter().find(|t| t.name() == topic);
         match found.map(|t| t.error().map(Code::from)) {
             None | Some(Some(Code::UnknownTopicOrPartition | Code::UnknownTopic)) => {
@@ -151,7 +150,7 @@ impl KafkaProducer {
                 self.context().is_up();
             } else if self.id.is_some() && self.context().has_undelivered() {
                 return Ok(());
-            } else if now.duration_since(progress.1) > PATIENCE {
+            } else if now.duration_since(progress.1) > if self.context().is_down() { BRIEF } else { PATIENCE } {
                 let reason = format!("{left} records are not acknowledged");
                 return Err(self.link.fault("delivering records", Code::OperationTimedOut, &reason, self.context()));
             }
@@ -303,7 +302,11 @@ impl Producer for KafkaProducer {
             && !offsets.is_empty()
             && self.phase == Phase::Open
         {
-            if let Err(error) = self.client.send_offsets_to_transaction(&to_list(offsets), metadata, PATIENCE) {
+            let list = to_list(offsets);
+            let sent = patiently(self.client.client(), |timeout| {
+                self.client.send_offsets_to_transaction(&list, metadata, timeout)
+            });
+            if let Err(error) = sent {
                 return Err(self.step_failed("adding offsets to a transaction", &error));
             }
             self.phase = Phase::OffsetsSent;
