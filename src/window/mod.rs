@@ -44,6 +44,7 @@ use crate::broker::NextOffset;
 
 pub use engine::{Engine, StateBytes, state_bytes};
 pub use task::Task;
+pub(crate) use tile::Window;
 
 /// Columns of a feature batch that are not entity keys or features. Entity keys come first, then these, then all features.
 pub mod row_columns {

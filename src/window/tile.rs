@@ -4,7 +4,7 @@ use super::WindowError;
 
 /// One window of a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Window {
+pub(crate) struct Window {
     /// As written: `30d`.
     pub label: String,
     /// Milliseconds.
@@ -17,6 +17,16 @@ impl Window {
     /// Where the window as of `as_of` begins: it holds the events after this instant.
     pub fn cut(&self, as_of: i64) -> i64 {
         floor(as_of.saturating_sub(self.length), self.tile)
+    }
+
+    /// Whether this window and another one of the same source can be read from the same tiles: one tile has to divide the
+    /// other, and as of the same instant the longer window may not begin after the shorter one.
+    pub fn shares_with(&self, other: &Self) -> bool {
+        let swap = (self.length, self.tile) > (other.length, other.tile);
+        let (shorter, longer) = if swap { (other, self) } else { (self, other) };
+        let (small, large) = (shorter.tile.min(longer.tile), shorter.tile.max(longer.tile));
+        let ordered = longer.tile >= shorter.tile || longer.length - shorter.length >= shorter.tile;
+        small > 0 && large % small == 0 && ordered
     }
 }
 
@@ -50,9 +60,7 @@ impl Windows {
         windows.dedup_by_key(|window| (window.length, window.tile));
         for (at, shorter) in windows.iter().enumerate() {
             for longer in &windows[at + 1..] {
-                let (small, large) = (shorter.tile.min(longer.tile), shorter.tile.max(longer.tile));
-                let ordered = longer.tile >= shorter.tile || longer.length - shorter.length >= shorter.tile;
-                if small <= 0 || large % small != 0 || !ordered {
+                if !shorter.shares_with(longer) {
                     return Err(WindowError::Tiles {
                         source_name: source.clone(),
                         shorter: shorter.label.clone(),

@@ -271,6 +271,9 @@ fn the_definition_changes_with_what_decides_values_and_with_nothing_else() {
 #[case("\"30d\" = \"1d\"", "\"1h\" = \"3m\", \"30d\" = \"8m\"", &["31:17 the tile `3m` does not divide the tile `8m` of the larger window `30d` (`1m` would do)"])]
 #[case("\"30d\" = \"1d\"", "\"30d\" = \"1s\"", &["31:18 window `30d` has 2592000 tiles (at most 10000: set tile = { \"30d\" = \"…\" })"])]
 #[case("\"30d\" = \"1d\"", "\"3d\" = \"1h\", \"lifetime\" = \"1d\"", &["31:10 `3d` is not one of the windows (did you mean `30d`?)", "31:23 a lifetime has no tail, and so no tiles"])]
+// Tiles of two groups of one source.
+#[case("source = \"logins\"", "source = \"purchases\"\ntile = { \"7d\" = \"90s\" }", &["35:17 window `7d` in tiles of 90s and window `1h` of group `spend` in tiles of 1m cannot share state: one tile has to divide the other, and the longer window's be the larger (tile = { \"7d\" = \"3h\" } would do)"])]
+#[case("source = \"logins\"\nfunctions = [\"count\", \"seconds_since_last\"]\nwindows = [\"7d\"]", "source = \"purchases\"\nfunctions = [\"count\"]\nwindows = [\"1h\", \"732h\"]", &["36:18 window `732h` in tiles of 12h and window `30d` of group `spend` in tiles of 1d cannot share state: one tile has to divide the other, and the longer window's be the larger (give window `30d` of group `spend` another tile)"])]
 // SQL, with its place within the string.
 #[case("quantity > 0", "quantiy > 0", &["15:10 unknown column `quantiy` (did you mean `quantity`?)"])]
 #[case("quantity > 0", "quantity", &["15:10 a condition has to be true or false, but this is of type int64 (compare it with something: … > 0)"])]

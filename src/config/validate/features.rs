@@ -11,6 +11,7 @@ use crate::config::spec::{GroupSpec, Spec};
 use crate::config::{names, units};
 use crate::source::expression::Expression;
 use crate::store::feast;
+use crate::window::Window;
 
 /// Name of the prediction among the columns that the monitor watches.
 const SCORE: &str = "score";
@@ -102,8 +103,58 @@ pub(super) fn features(
         }
         features.groups.push(plan);
     }
+    shared_tiles(spec, &site, &features, faults);
     derived(spec, root, &mut taken, &mut features, faults);
     features
+}
+
+/// Groups of one source read their windows from the same tiles. Reports, in the later of two groups, each window that
+/// cannot. Groups with other faults are not judged: their tiles may not be what was meant.
+fn shared_tiles(spec: &Spec, site: &Site<'_>, features: &Features, faults: &mut Collector) {
+    let mut before: Vec<(&GroupPlan, Window)> = Vec::new();
+    for group in features.groups.iter().filter(|group| !features.broken_groups.contains(&group.name)) {
+        let site = site.get(&group.name);
+        let own: Vec<Window> = group
+            .windows
+            .iter()
+            .filter_map(|window| {
+                let (label, tile) = (window.label.clone(), window.tile_ms);
+                window.length_ms.map(|length| Window { label, length, tile })
+            })
+            .collect();
+        for window in &own {
+            let others = before.iter().filter(|(other, _)| other.source == group.source);
+            let Some((other, theirs)) = others.clone().find(|(_, theirs)| !window.shares_with(theirs)) else {
+                continue;
+            };
+            let fits = |tile: i64| {
+                let tiled = Window { tile, ..window.clone() };
+                let neighbours = own.iter().filter(|own| own.length != window.length);
+                others.clone().map(|(_, theirs)| theirs).chain(neighbours).all(|theirs| tiled.shares_with(theirs))
+            };
+            let help = match tiles::fitting_tile(window.length, fits) {
+                Some(tile) => format!("tile = {{ \"{}\" = \"{}\" }} would do", window.label, units::label_ms(tile)),
+                None => format!("give window `{}` of group `{}` another tile", theirs.label, other.name),
+            };
+            let written = site.get("tile").get(&window.label);
+            let listed = spec.features[&group.name].windows.iter().position(|label| *label == window.label);
+            let place = match listed {
+                Some(index) if !written.is_given() => site.get("windows").item(index).value(),
+                _ => written.value(),
+            };
+            let message = format!(
+                "window `{}` in tiles of {} and window `{}` of group `{}` in tiles of {} cannot share state: one tile \
+                 has to divide the other, and the longer window's be the larger",
+                window.label,
+                units::label_ms(window.tile),
+                theirs.label,
+                other.name,
+                units::label_ms(theirs.tile)
+            );
+            faults.report(&place, message, Some(help));
+        }
+        before.extend(own.into_iter().map(|window| (group, window)));
+    }
 }
 
 fn derived(

@@ -41,6 +41,14 @@ pub(super) fn default_tile(window: i64, larger: Option<i64>) -> i64 {
         .unwrap_or(SECOND)
 }
 
+/// The largest tile of the ladder that a window of this length can have and that `fits` its neighbours.
+pub(super) fn fitting_tile(window: i64, fits: impl Fn(i64) -> bool) -> Option<i64> {
+    let mut ladder = LADDER.into_iter().rev();
+    ladder.find(|tile| {
+        window % tile == 0 && window / tile >= PARTS.min(window / SECOND) && window / tile <= MAX_TILES && fits(*tile)
+    })
+}
+
 /// True where tiles of this length begin at midnight UTC every so many days.
 pub(super) fn fits_days(tile: i64) -> bool {
     tile > 0 && (DAY % tile == 0 || tile % DAY == 0)
