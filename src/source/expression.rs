@@ -4,12 +4,15 @@
 //! evaluated, because features have to be reproducible. So everything that looks beyond the row is refused: subqueries,
 //! aggregates, window functions, and functions such as `now()` or `random()`.
 //!
-//! Names are case-sensitive as written; functions are not. Null in, null out, as in SQL. A float result that is not finite
-//! (division by zero, say) becomes null. Integer division truncates, as in SQL; dividing an integer by zero, a sum that does
-//! not fit 64 bits and a text that cannot be cast are errors of that row alone. Comparisons of floats follow IEEE 754's
-//! total order, as in Arrow: −0.0 is less than 0.0. A result is never −0.0.
+//! Names are case-sensitive as written; functions are not. Null in, null out, as in SQL. A float that is not finite (division
+//! by zero, the logarithm of zero) is null at the step that computes it, and −0.0 is 0.0, so that `ln(x) > 0` is not true for
+//! a negative x, and parts of an expression may be columns of their own without changing its value. Integer division
+//! truncates, as in SQL. Dividing an integer by zero, an integer that does not fit 64 bits, a text that cannot be cast, the
+//! square root of a negative number and zero to a negative power are errors of that row alone. `round` takes halves away
+//! from zero.
 
 mod catalog;
+mod finite;
 mod syntax;
 
 use std::collections::BTreeSet;
@@ -17,8 +20,8 @@ use std::fmt;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Float64Array, RecordBatch, RecordBatchOptions};
-use arrow::datatypes::{self, Field, Float64Type, Schema, SchemaRef};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, RecordBatchOptions};
+use arrow::datatypes::{self, Field, Schema, SchemaRef};
 use datafusion_common::tree_node::{Transformed, TransformedResult, TreeNode};
 use datafusion_common::{DFSchema, DataFusionError};
 use datafusion_expr::execution_props::ExecutionProps;
@@ -33,6 +36,7 @@ use datafusion_sql::sqlparser::ast::{self, Spanned, Visit, Visitor};
 use datafusion_sql::sqlparser::tokenizer::Span;
 
 use self::catalog::CATALOG;
+use self::finite::Finite;
 use self::syntax::{byte_span, check, first_lower, parse};
 use crate::config::plan::{Column, DataType};
 
@@ -174,7 +178,7 @@ impl Expression {
         let planned = if found == target { planned } else { Expr::Cast(Cast::new(Box::new(planned), target)) };
         let physical =
             create_physical_expr(&planned, &dfschema, &ExecutionProps::new(), &PhysicalPlanningContext::default())
-                .and_then(checked_arithmetic)
+                .and_then(|physical| checked_arithmetic(physical, &schema))
                 .map_err(|error| vec![locate(sql, &parsed, &dfschema, &error)])?;
         Ok(Self { sql: sql.into(), columns, schema, physical, data_type })
     }
@@ -296,7 +300,8 @@ impl Expression {
             .evaluate(input)
             .and_then(|values| values.into_array(input.num_rows()))
             .map_err(|error| EvaluationError::Failed { sql: self.sql.clone(), reason: reason(&error) })?;
-        Ok(if self.data_type == DataType::Float64 { finite_or_null(values) } else { values })
+        // A column that is passed through as it is may hold anything.
+        Ok(finite::plain(values))
     }
 
     /// Halves a failing batch until the failing rows stand alone: a few bad rows cost a few more evaluations, not one a row.
@@ -326,16 +331,6 @@ impl Expression {
     }
 }
 
-fn finite_or_null(values: ArrayRef) -> ArrayRef {
-    let floats = values.as_primitive::<Float64Type>();
-    let plain = |v: f64| v.is_finite() && (v != 0.0 || v.is_sign_positive());
-    if floats.values().iter().all(|v| plain(*v)) {
-        return values;
-    }
-    // Adding zero turns −0.0 into 0.0 and leaves all else as it is.
-    Arc::new(floats.iter().map(|v| v.filter(|v| v.is_finite()).map(|v| v + 0.0)).collect::<Float64Array>())
-}
-
 /// The column type that holds an Arrow type's values, if one does.
 fn from_arrow(data_type: &datatypes::DataType) -> Option<DataType> {
     use datatypes::DataType as A;
@@ -349,14 +344,19 @@ fn from_arrow(data_type: &datatypes::DataType) -> Option<DataType> {
     })
 }
 
-/// Arrow's plain operators wrap around where an integer does not fit; a wrong number is worse than none.
-fn checked_arithmetic(physical: Arc<dyn PhysicalExpr>) -> datafusion_common::Result<Arc<dyn PhysicalExpr>> {
+/// Arrow's plain operators wrap around where an integer does not fit, and floats become infinite: a wrong number is worse
+/// than none.
+fn checked_arithmetic(
+    physical: Arc<dyn PhysicalExpr>,
+    schema: &Schema,
+) -> datafusion_common::Result<Arc<dyn PhysicalExpr>> {
     physical
         .transform_up(|node| {
-            Ok(match node.downcast_ref::<BinaryExpr>() {
-                Some(binary) => Transformed::yes(Arc::new(binary.clone().with_fail_on_overflow(true)) as _),
-                None => Transformed::no(node),
-            })
+            let node = match node.downcast_ref::<BinaryExpr>() {
+                Some(binary) => Arc::new(binary.clone().with_fail_on_overflow(true)) as _,
+                None => node,
+            };
+            Finite::of(node, schema).map(Transformed::yes)
         })
         .data()
 }

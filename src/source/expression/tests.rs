@@ -1,4 +1,5 @@
-use arrow::array::{Int64Array, StringArray, TimestampMillisecondArray};
+use arrow::array::{Float64Array, Int64Array, StringArray, TimestampMillisecondArray};
+use arrow::datatypes::Float64Type;
 use proptest::prelude::*;
 use rstest::rstest;
 
@@ -133,6 +134,12 @@ fn evaluates(#[case] sql: &str, #[case] expected: &str) {
     "purchased_at - purchased_at",
     Some("take its seconds, or those of each timestamp: extract(epoch from …)")
 )]
+#[case(
+    "random() * amount",
+    "`random` gives another value each time: features must be deterministic",
+    "random",
+    Some("use the event's own fields; the event time is the instant that a row is as of")
+)]
 #[case("amount > $1", "placeholder `$1` has no value here", "$1", None)]
 #[case("", "the expression is empty", "", None)]
 #[case("'web", "unterminated string literal", "'", None)]
@@ -246,6 +253,70 @@ fn syntax_is_checked_without_columns() {
     assert_eq!(Expression::names_in("a + b * a"), BTreeSet::from(["a".to_owned(), "b".to_owned()]));
 }
 
+#[rstest]
+#[case("abs(-amount)", "float64:12.5")]
+#[case("abs(quantity - 9)", "int64:4")]
+#[case("ln(amount)", "float64:2.525728644308255")]
+#[case("log10(quantity * 20)", "float64:2.0")]
+#[case("log(2, 8.0)", "float64:3.0")]
+#[case("exp(0)", "float64:1.0")]
+#[case("sqrt(amount * 2)", "float64:5.0")]
+#[case("power(amount, 2)", "float64:156.25")]
+#[case("power(quantity, 3)", "float64:125.0")]
+#[case("round(amount)", "float64:13.0")]
+#[case("round(-amount)", "float64:-13.0")]
+#[case("round(amount / 3, 2)", "float64:4.17")]
+#[case("trunc(-amount)", "float64:-12.0")]
+#[case("floor(-amount)", "float64:-13.0")]
+#[case("ceil(amount)", "float64:13.0")]
+#[case("signum(-amount)", "float64:-1.0")]
+#[case("round(-amount / 100)", "float64:0.0")]
+#[case("sin(pi() / 2)", "float64:1.0")]
+#[case("ln(amount - 12.5)", "float64:")]
+#[case("ln(-amount)", "float64:")]
+#[case("exp(amount * 1000)", "float64:")]
+#[case("power(-amount, 0.5)", "float64:")]
+#[case("asin(amount)", "float64:")]
+#[case("sqrt(nullif(amount, 12.5))", "float64:")]
+#[case("power(nullif(quantity, 5), 2)", "float64:")]
+#[case("coalesce(ln(-amount), -1)", "float64:-1.0")]
+#[case("coalesce(amount / (amount - 12.5), -1)", "float64:-1.0")]
+#[case("ln(-amount) > 0", "boolean:")]
+#[case("ln(-amount) is null", "boolean:true")]
+#[case("-(amount - 12.5) < 0.0", "boolean:false")]
+#[case("quantity % 3", "int64:2")]
+fn computes(#[case] sql: &str, #[case] expected: &str) {
+    assert_eq!(one(sql), expected);
+}
+
+#[test]
+fn a_function_outside_its_domain_fails_that_row_alone() {
+    let rows = batch(&[(Some(-4.0), Some(0), None), (Some(4.0), Some(2), None), (None, None, None)]);
+    let reason = |sql: &str| {
+        let found = Expression::compile(sql, &columns()).unwrap().evaluate_rows(&rows).unwrap();
+        assert_eq!(found.failed.iter().map(|f| f.row).collect::<Vec<_>>(), [0], "{sql}");
+        assert!(found.values.is_valid(1) && found.values.is_null(2), "{sql}");
+        found.failed[0].reason.clone()
+    };
+    assert!(reason("sqrt(amount)").ends_with("cannot take square root of a negative number"));
+    assert!(reason("power(quantity, -1)").ends_with("zero raised to a negative power is undefined"));
+}
+
+#[test]
+fn a_condition_over_a_logarithm_keeps_no_row_without_one() {
+    let rows = batch(&[(Some(9.0), None, None), (Some(0.0), None, None), (Some(-9.0), None, None), (None, None, None)]);
+    for (sql, expected) in [
+        ("ln(amount) > 1", [true, false, false, false]),
+        ("ln(amount) < 1", [false; 4]),
+        ("not (ln(amount) > 1)", [false; 4]),
+        ("power(amount, 0.5) <> 0", [true, false, false, false]),
+    ] {
+        let kept = Expression::compile_condition(sql, &columns()).unwrap().as_filter(&rows).unwrap();
+        assert_eq!(kept.keep, BooleanArray::from(expected.to_vec()), "{sql}");
+        assert!(kept.failed.is_empty(), "{sql}");
+    }
+}
+
 /// An expression as a tree, with its SQL and its value by the plainest of evaluations.
 #[derive(Debug, Clone)]
 enum Tree {
@@ -283,10 +354,10 @@ impl Tree {
             Self::Amount => amount,
             Self::Quantity => quantity.map(|q| q as f64),
             Self::Number(n) => Some(f64::from(*n)),
-            Self::Sum(a, b) => Some(of(a)? + of(b)?),
-            Self::Difference(a, b) => Some(of(a)? - of(b)?),
-            Self::Product(a, b) => Some(of(a)? * of(b)?),
-            Self::Quotient(a, b) => Some(of(a)? / of(b)?),
+            Self::Sum(a, b) => plain(of(a)? + of(b)?),
+            Self::Difference(a, b) => plain(of(a)? - of(b)?),
+            Self::Product(a, b) => plain(of(a)? * of(b)?),
+            Self::Quotient(a, b) => plain(of(a)? / of(b)?),
             Self::NullIf(a, b) => of(a).filter(|a| of(b).is_none_or(|b| a.total_cmp(&b).is_ne())),
             Self::Coalesce(a, b) => of(a).or_else(|| of(b)),
             Self::IfLess(a, b, c) => {
@@ -298,6 +369,11 @@ impl Tree {
             }
         }
     }
+}
+
+/// A float as a column holds it.
+fn plain(value: f64) -> Option<f64> {
+    value.is_finite().then_some(value + 0.0)
 }
 
 fn tree() -> impl Strategy<Value = Tree> {
@@ -329,7 +405,7 @@ proptest! {
         let found = expression.evaluate_rows(&batch(&rows)).unwrap();
         prop_assert!(found.failed.is_empty());
         let found: Vec<_> = found.values.as_primitive::<Float64Type>().iter().collect();
-        let expected: Vec<_> = rows.iter().map(|r| tree.value(r.0, r.1).filter(|v| v.is_finite())).collect();
+        let expected: Vec<_> = rows.iter().map(|r| tree.value(r.0, r.1)).collect();
         prop_assert_eq!(found, expected, "{}", tree.sql());
     }
 
