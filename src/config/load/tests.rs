@@ -8,6 +8,8 @@ use crate::config::plan::{
     BrokerPlan, Column, DataType, Delivery, Format, Function, MonitorWindow, OnlinePlan, TimeUnit,
 };
 
+mod documentation;
+
 const PURCHASE: &str = r#"{
   "type": "record", "name": "Purchase", "fields": [
     {"name": "customer_id", "type": "string"},
