@@ -2,6 +2,7 @@
 //! Karapace).
 
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -16,7 +17,11 @@ use super::BrokerError;
 use crate::runtime::clock;
 
 /// An id that the registry did not know is not asked for again for this long.
-const MISSING_FOR: Duration = Duration::from_secs(30);
+const MISSING_FOR: Duration = Duration::from_secs(10);
+/// After waiting for an id in vain, no id is waited for in this time: foreign records must not hold up the good ones.
+const WAIT_EVERY: Duration = Duration::from_secs(30);
+/// First and longest pause between two questions for an id that is waited for.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(800));
 /// Unknown ids remembered at most.
 const MISSING_AT_MOST: usize = 10_000;
 /// References may lead to schemas with references, this deep.
@@ -69,6 +74,8 @@ pub struct SchemaRegistry {
     runtime: Handle,
     schemas: Mutex<FxHashMap<u32, Arc<RegisteredSchema>>>,
     missing: Mutex<FxHashMap<u32, Instant>>,
+    /// Until then no id is waited for.
+    no_waiting: Mutex<Option<Instant>>,
     registered: Mutex<FxHashMap<(String, String), u32>>,
 }
 
@@ -133,6 +140,7 @@ impl SchemaRegistry {
             runtime,
             schemas: Mutex::default(),
             missing: Mutex::default(),
+            no_waiting: Mutex::default(),
             registered: Mutex::default(),
         })
     }
@@ -143,7 +151,7 @@ impl SchemaRegistry {
     }
 
     /// The schema with this id, or `None` where the registry does not have it. Known ones are asked for once, unknown ones
-    /// again after half a minute.
+    /// again after ten seconds.
     ///
     /// # Errors
     /// The registry does not answer, or not as one. Retriable.
@@ -155,8 +163,8 @@ impl SchemaRegistry {
         if self.missing.lock().get(&id).is_some_and(|until| now < *until) {
             return Ok(None);
         }
-        let id_text = id.to_string();
-        let Some(answer) = self.get::<SchemaAnswer>(&["schemas", "ids", &id_text])? else {
+        let found = self.ask(id)?;
+        if found.is_none() {
             let mut missing = self.missing.lock();
             if missing.len() >= MISSING_AT_MOST {
                 missing.retain(|_, until| now < *until);
@@ -164,8 +172,43 @@ impl SchemaRegistry {
             if missing.len() < MISSING_AT_MOST {
                 missing.insert(id, now + MISSING_FOR);
             }
+        }
+        Ok(found)
+    }
+
+    /// As [`SchemaRegistry::schema_by_id`], but an id that the registry does not know is asked for again and again for as
+    /// long as `patience`: its schema may be on the way (registered a moment after the record was written, or on another
+    /// node of the registry). Waits in vain at most once in half a minute, whatever the ids.
+    ///
+    /// # Errors
+    /// The registry does not answer, or not as one. Retriable.
+    pub fn schema_by_id_within(
+        &self,
+        id: u32,
+        patience: Duration,
+    ) -> Result<Option<Arc<RegisteredSchema>>, BrokerError> {
+        if let Some(found) = self.schema_by_id(id)? {
+            return Ok(Some(found));
+        }
+        let started = clock::monotonic();
+        if self.no_waiting.lock().is_some_and(|until| started < until) {
             return Ok(None);
-        };
+        }
+        let mut pause = PAUSES.0;
+        while clock::monotonic().duration_since(started) < patience {
+            if let Some(found) = self.ask(id)? {
+                return Ok(Some(found));
+            }
+            thread::park_timeout(pause);
+            pause = (pause * 2).min(PAUSES.1);
+        }
+        *self.no_waiting.lock() = Some(clock::monotonic() + WAIT_EVERY);
+        Ok(None)
+    }
+
+    /// Asks the registry, whatever is remembered of an unknown id.
+    fn ask(&self, id: u32) -> Result<Option<Arc<RegisteredSchema>>, BrokerError> {
+        let Some(answer) = self.get::<SchemaAnswer>(&["schemas", "ids", &id.to_string()])? else { return Ok(None) };
         let schema = self.complete(id, answer)?;
         self.missing.lock().remove(&id);
         self.schemas.lock().insert(id, schema.clone());

@@ -12,8 +12,10 @@
 //! 4. Otherwise, where all of it decodes with the pipeline's schema to its last byte, it is plain.
 //! 5. Otherwise it is a dead letter, and the error is that of rule 3.
 //!
-//! An id is asked for once. While the registry does not answer, a record that rule 3 needs it for is neither decoded nor
-//! given up: the caller gets a retriable error for the whole poll and decodes it again later.
+//! An id is asked for once. One that the registry does not know is waited for a few seconds before rule 5 applies: its
+//! schema may be registered a moment after the record was written. While the registry does not answer, a record that rule 3
+//! needs it for is neither decoded nor given up: the caller gets a retriable error for the whole poll and decodes it again
+//! later.
 
 mod cursor;
 mod encode;
@@ -24,6 +26,7 @@ mod tests;
 
 use std::sync::Arc;
 
+use std::time::Duration;
 use rustc_hash::FxHashMap;
 
 pub use encode::{AvroEncoder, EncodeError};
@@ -38,6 +41,9 @@ use crate::broker::{BrokerError, RegisteredSchema, SchemaRegistry};
 
 /// Bytes of Confluent framing: a zero byte, and the schema's id.
 pub(crate) const FRAME: usize = 5;
+/// How long a record waits for a schema that the registry does not know.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 
 /// Fills columns from Avro records.
 #[derive(Debug)]
@@ -109,13 +115,15 @@ impl AvroDecoder {
         let Some((&[0, a, b, c, d], _)) = value.split_first_chunk::<FRAME>() else { return Ok(None) };
         let id = u32::from_be_bytes([a, b, c, d]);
         if !self.framed.contains_key(&id) {
-            let Some(known) = registry.schema_by_id(id).map_err(DecodeError::Registry)? else {
-                // Not kept here: the registry may learn of it.
-                return match self.plain_fits(value) {
-                    true => Ok(None),
-                    false => Err(unknown(id, registry.url()).into()),
-                };
-            };
+            let mut known = registry.schema_by_id(id).map_err(DecodeError::Registry)?;
+            if known.is_none() {
+                // Nothing is kept here: the registry may learn of it.
+                if self.plain_fits(value) {
+                    return Ok(None);
+                }
+                known = registry.schema_by_id_within(id, PATIENCE).map_err(DecodeError::Registry)?;
+            }
+            let Some(known) = known else { return Err(unknown(id, registry.url()).into()) };
             let program = self.program(&known);
             self.framed.insert(id, program);
         }

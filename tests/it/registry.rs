@@ -1,6 +1,7 @@
 //! The schema registry client and Confluent framing against a real Apicurio registry.
 
 use std::sync::Arc;
+use std::thread;
 
 use arrow::array::AsArray;
 use arrow::datatypes::{Float64Type, Int64Type};
@@ -34,9 +35,12 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        Self::of(servers::SchemaRegistry::shared())
+    }
+
+    fn of(server: &servers::SchemaRegistry) -> Self {
+        let registry = Arc::new(SchemaRegistry::new(&server.url(), runtime.handle().clone()).unwrap());
         let runtime = Runtime::new().unwrap();
-        let url = servers::SchemaRegistry::shared().url();
-        let registry = Arc::new(SchemaRegistry::new(&url, runtime.handle().clone()).unwrap());
         Self { _runtime: runtime, registry }
     }
 }
@@ -124,6 +128,30 @@ fn decodes_what_several_writers_framed() {
     .into_iter()
     .enumerate()
     {
+
+#[test]
+fn a_record_waits_for_its_schema() {
+    // Ids are given in order, so that the next one of a registry that nobody else uses is known before it is given.
+    let server = servers::SchemaRegistry::start();
+    let (producer, consumer) = (World::of(&server), World::of(&server));
+    let subject = format!("{}-value", unique("purchases"));
+    let first = producer.registry.register(&subject, VERSION_1).unwrap();
+    let next = first + 1;
+    assert_eq!(consumer.registry.schema_by_id(next).unwrap(), None);
+
+    let at = 1_700_000_000_000_i64;
+    let mut records = Records::new(TopicPartition::new("purchases", 0));
+    let record = json!({"customer_id": "early", "at": at, "amount": 2.5, "quantity": 3});
+    records.push(0, at, None, Some(&encode(VERSION_2, Some(next), &record)));
+    let mut decoder = SourceDecoder::new(0, &plan("purchases", VERSION_2), Some(consumer.registry)).unwrap();
+    let decoded = thread::scope(|threads| {
+        let decoded = threads.spawn(|| decoder.decode(&records).unwrap());
+        assert_eq!(producer.registry.register(&subject, VERSION_2).unwrap(), next);
+        decoded.join().unwrap()
+    });
+    assert!(decoded.dead.is_empty(), "{:?}", decoded.dead);
+    assert_eq!(decoded.batch.columns.column(0).as_string::<i32>().value(0), "early");
+}
         records.push(offset as i64, at, None, Some(&value));
     }
     let mut decoder = SourceDecoder::new(0, &plan(&topic, VERSION_2), Some(registry.clone())).unwrap();

@@ -518,7 +518,8 @@ impl SchemaRegistry {
         &SHARED
     }
 
-    fn start() -> Self {
+    /// A registry of one's own, without schemas.
+    pub fn start() -> Self {
         let apicurio = folder_from("DRIFTLINE_APICURIO", ".servers/apicurio");
         let jar = fs::read_dir(&apicurio)
             .expect("the folder can be listed")

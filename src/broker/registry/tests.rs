@@ -21,6 +21,8 @@ pub(crate) struct StubRegistry {
 #[derive(Default)]
 struct Stub {
     schemas: Mutex<BTreeMap<u32, Value>>,
+    /// From which question for an id on a schema is there.
+    later: Mutex<BTreeMap<u32, u64>>,
     asked: AtomicU64,
     away: Mutex<bool>,
 }
@@ -48,6 +50,12 @@ impl StubRegistry {
         self.put_answer(id, json!({ "schema": schema }));
     }
 
+    /// A schema that is there from the `question`th question for an id on, whatever the id.
+    pub(crate) fn put_later(&self, id: u32, schema: &str, question: u64) {
+        self.state.later.lock().insert(id, question);
+        self.put(id, schema);
+    }
+
     pub(crate) fn put_answer(&self, id: u32, answer: Value) {
         self.state.schemas.lock().insert(id, answer);
     }
@@ -62,11 +70,12 @@ impl StubRegistry {
 }
 
 async fn by_id(State(stub): State<Arc<Stub>>, Path(id): Path<u32>) -> axum::response::Response {
-    stub.asked.fetch_add(1, Ordering::Relaxed);
+    let question = stub.asked.fetch_add(1, Ordering::Relaxed) + 1;
     if *stub.away.lock() {
         return (Status::SERVICE_UNAVAILABLE, "restarting").into_response();
     }
-    match stub.schemas.lock().get(&id) {
+    let there = stub.later.lock().get(&id).is_none_or(|from| question >= *from);
+    match stub.schemas.lock().get(&id).filter(|_| there) {
         Some(answer) => answer.to_string().into_response(),
         None => {
             (Status::NOT_FOUND, json!({"error_code": 40403, "message": "no such schema"}).to_string()).into_response()
@@ -108,6 +117,35 @@ fn asks_once_for_an_id() {
         assert_eq!(client.schema_by_id(8).unwrap(), None);
     }
     assert_eq!(stub.asked(), 2);
+}
+
+/// Longer than any test runs: what waits for it in vain hangs instead of passing.
+const FOR_EVER: Duration = Duration::from_secs(3600);
+
+#[test]
+fn waits_for_a_schema_that_is_registered_meanwhile() {
+    let stub = StubRegistry::start();
+    stub.put_later(7, r#""string""#, 4);
+    let client = stub.client();
+    assert_eq!(client.schema_by_id(7).unwrap(), None);
+    assert_eq!(client.schema_by_id_within(7, FOR_EVER).unwrap().unwrap().schema, "\"string\"");
+    assert!(client.schema_by_id(7).unwrap().is_some());
+    assert_eq!(stub.asked(), 4, "what is known needs no further question");
+}
+
+#[test]
+fn waits_in_vain_once_whatever_the_ids() {
+    let stub = StubRegistry::start();
+    let client = stub.client();
+    assert_eq!(client.schema_by_id_within(8, Duration::from_millis(100)).unwrap(), None);
+    let asked = stub.asked();
+    assert!(asked > 1);
+    for id in [8, 9, 10] {
+        assert_eq!(client.schema_by_id_within(id, FOR_EVER).unwrap(), None);
+    }
+    assert_eq!(stub.asked(), asked + 2, "a new id is asked for once");
+    stub.set_away(true);
+    assert!(client.schema_by_id_within(11, FOR_EVER).unwrap_err().is_retriable());
 }
 
 #[test]

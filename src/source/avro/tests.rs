@@ -411,6 +411,15 @@ fn says_what_is_wrong_with_a_framed_record() {
 }
 
 #[test]
+fn a_record_waits_for_a_schema_that_is_registered_behind_it() {
+    let mut framing = Framing::new();
+    framing.stub.put_later(1, PAIR, 3);
+    let value = json!({"x": "abc", "y": 5});
+    assert_eq!(framing.read(&Framing::framed(1, PAIR, &value)).unwrap(), ["abc", "5"]);
+    assert_eq!(framing.stub.asked(), 3);
+}
+
+#[test]
 fn an_absent_registry_holds_only_what_needs_it() {
     let mut framing = Framing::new();
     framing.stub.put(1, PAIR);
