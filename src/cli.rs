@@ -354,7 +354,7 @@ pub enum TopicCommand {
         #[arg(long, value_name = "NAME=VALUE", value_parser = key_value)]
         header: Vec<(String, String)>,
     },
-    /// Print records as JSON lines.
+    /// Print records as JSON lines. Avro is shown as JSON; what cannot be read in base64, with the error.
     Tail {
         /// Topic.
         topic: String,
@@ -367,6 +367,9 @@ pub enum TopicCommand {
         /// Only this partition.
         #[arg(long)]
         partition: Option<i32>,
+        /// URL of the schema registry with the schemas of framed Avro records. Default: the pipeline's.
+        #[arg(long, value_name = "URL", env = "SCHEMA_REGISTRY_URL")]
+        schema_registry: Option<String>,
         /// Stop after this many records.
         #[arg(long, short = 'n')]
         limit: Option<u64>,

@@ -193,16 +193,28 @@ pub struct TailOptions {
     pub follow: bool,
 }
 
+/// How a value is printed.
+pub enum Shown<V> {
+    /// As the text that it is, or else in base64.
+    AsItIs,
+    /// As this JSON.
+    Json(V),
+    /// In base64, with what is wrong with it.
+    Broken(String),
+}
+
 /// Prints committed records as JSON lines and returns how many: partition by partition up to the ends that the topic has now,
-/// then, if asked to follow, as they come. Ends quietly where the output is closed (`| head`).
+/// then, if asked to follow, as they come. `read` says how each value is printed. Ends quietly where the output is closed
+/// (`| head`).
 ///
 /// # Errors
 /// Where topic or partition do not exist, the offset is not in the log, the broker does not answer (while following it is
 /// waited for), or the output cannot be written.
-pub fn tail(
+pub fn tail<V: serde::Serialize>(
     broker: &dyn Broker,
     topic: &str,
     options: &TailOptions,
+    mut read: impl FnMut(&[u8]) -> Shown<V>,
     out: &mut dyn Write,
     stop: &Stop,
 ) -> Result<u64, ToolError> {
@@ -226,20 +238,19 @@ pub fn tail(
         let (topic, count) = (topic.to_owned(), info.partitions.len());
         return Err(ToolError::NoSuchPartition { topic, partition, count });
     }
-    let limit = options.limit.unwrap_or(u64::MAX);
-    let mut printed = 0;
+    let mut printer = Printer { broker, read, left: options.limit.unwrap_or(u64::MAX), printed: 0, out };
     for (partition, next, end) in &mut positions {
-        while *next < *end && printed < limit && !stop.requested() {
-            if !print(broker, partition, next, Some(*end), limit, &mut printed, out)? {
-                return Ok(printed);
+        while *next < *end && printer.left > 0 && !stop.requested() {
+            if !printer.print(partition, next, Some(*end))? {
+                return Ok(printer.printed);
             }
         }
     }
-    while options.follow && printed < limit && !stop.requested() {
+    while options.follow && printer.left > 0 && !stop.requested() {
         for (partition, next, _) in &mut positions {
-            match print(broker, partition, next, None, limit, &mut printed, out) {
+            match printer.print(partition, next, None) {
                 Ok(true) => {}
-                Ok(false) => return Ok(printed),
+                Ok(false) => return Ok(printer.printed),
                 Err(ToolError::Broker(error)) if error.is_retriable() => {
                     tracing::warn!(%error, "waiting for the broker");
                     stop.wait(WAIT);
@@ -248,31 +259,42 @@ pub fn tail(
             }
         }
     }
-    Ok(printed)
+    Ok(printer.printed)
 }
 
-/// Prints what one read brings, before `end` where there is one. Returns false where the output is closed.
-fn print(
-    broker: &dyn Broker,
-    partition: &TopicPartition,
-    next: &mut NextOffset,
-    end: Option<NextOffset>,
-    limit: u64,
-    printed: &mut u64,
-    out: &mut dyn Write,
-) -> Result<bool, ToolError> {
-    let max = usize::try_from(limit - *printed).unwrap_or(usize::MAX).min(RECORDS_A_READ);
-    let (records, after) = broker.read(partition, *next, max, WAIT)?;
-    let mut lines = Vec::new();
-    for row in 0..records.len() {
-        if end.is_none_or(|end| records.offsets[row] < end.0) {
-            serde_json::to_writer(&mut lines, &Line::of(&records, row)).expect("a line has only text and numbers");
-            lines.push(b'\n');
-            *printed += 1;
+struct Printer<'a, R> {
+    broker: &'a dyn Broker,
+    read: R,
+    /// Records that may still be printed.
+    left: u64,
+    printed: u64,
+    out: &'a mut dyn Write,
+}
+
+impl<V: serde::Serialize, R: FnMut(&[u8]) -> Shown<V>> Printer<'_, R> {
+    /// Prints what one read brings, before `end` where there is one. Returns false where the output is closed.
+    fn print(
+        &mut self,
+        partition: &TopicPartition,
+        next: &mut NextOffset,
+        end: Option<NextOffset>,
+    ) -> Result<bool, ToolError> {
+        let max = usize::try_from(self.left).unwrap_or(usize::MAX).min(RECORDS_A_READ);
+        let (records, after) = self.broker.read(partition, *next, max, WAIT)?;
+        let mut lines = Vec::new();
+        for row in 0..records.len() {
+            if end.is_none_or(|end| records.offsets[row] < end.0) {
+                let shown = records.values.get(row).map_or(Shown::AsItIs, &mut self.read);
+                serde_json::to_writer(&mut lines, &Line::of(&records, row, shown))
+                    .expect("a line has only text and numbers");
+                lines.push(b'\n');
+                self.left -= 1;
+                self.printed += 1;
+            }
         }
+        *next = after;
+        write_all(self.out, &lines)
     }
-    *next = after;
-    write_all(out, &lines)
 }
 
 /// Writes and flushes. Returns false where nobody reads any more.
@@ -286,7 +308,7 @@ fn write_all(out: &mut dyn Write, bytes: &[u8]) -> Result<bool, ToolError> {
 
 /// A record as it is printed. Bytes that are not UTF-8 are in the fields that say so.
 #[derive(serde::Serialize)]
-struct Line<'a> {
+struct Line<'a, V> {
     topic: &'a str,
     partition: i32,
     offset: i64,
@@ -295,7 +317,9 @@ struct Line<'a> {
     #[serde(flatten)]
     key: Key<'a>,
     #[serde(flatten)]
-    value: Value<'a>,
+    value: Content<'a, V>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     headers: Vec<HeaderLine<'a>>,
 }
@@ -323,6 +347,13 @@ enum Value<'a> {
     Bytes(String),
 }
 
+#[derive(serde::Serialize)]
+#[serde(untagged)]
+enum Content<'a, V> {
+    Bytes(Value<'a>),
+    Read { value: V },
+}
+
 impl<'a> Value<'a> {
     fn of(bytes: Option<&'a [u8]>) -> Self {
         match bytes.map(|bytes| str::from_utf8(bytes).map_err(|_| BASE64.encode(bytes))).transpose() {
@@ -332,8 +363,16 @@ impl<'a> Value<'a> {
     }
 }
 
-impl<'a> Line<'a> {
-    fn of(records: &'a Records, row: usize) -> Self {
+impl<'a, V> Line<'a, V> {
+    fn of(records: &'a Records, row: usize, shown: Shown<V>) -> Self {
+        let bytes = records.values.get(row);
+        let (value, error) = match shown {
+            Shown::AsItIs => (Content::Bytes(Value::of(bytes)), None),
+            Shown::Json(value) => (Content::Read { value }, None),
+            Shown::Broken(error) => {
+                (Content::Bytes(Value::Bytes(BASE64.encode(bytes.unwrap_or_default()))), Some(error))
+            }
+        };
         let headers = records.headers.iter().find(|(at, _)| *at == row).map_or(&[][..], |(_, headers)| headers);
         Self {
             topic: &records.partition.topic,
@@ -344,7 +383,8 @@ impl<'a> Line<'a> {
                 Value::Text(text) => Key::Text(text),
                 Value::Bytes(encoded) => Key::Bytes(encoded),
             },
-            value: Value::of(records.values.get(row)),
+            value,
+            error,
             headers: headers.iter().map(|h| HeaderLine { name: &h.name, value: Value::of(Some(&h.value)) }).collect(),
         }
     }
@@ -368,11 +408,24 @@ mod tests {
         send(broker, "t", &mut &*text, options, &Stop::new())
     }
 
+    fn as_it_is(_: &[u8]) -> Shown<()> {
+        Shown::AsItIs
+    }
+
     fn tail_lines(broker: &EmbeddedBroker, from: &str, limit: Option<u64>) -> Vec<serde_json::Value> {
+        tail_shown(broker, from, limit, as_it_is)
+    }
+
+    fn tail_shown<V: serde::Serialize>(
+        broker: &EmbeddedBroker,
+        from: &str,
+        limit: Option<u64>,
+        read: impl FnMut(&[u8]) -> Shown<V>,
+    ) -> Vec<serde_json::Value> {
         let from = from.parse().expect("a place to begin");
         let options = TailOptions { from, partition: None, limit, follow: false };
         let mut out = Vec::new();
-        let count = tail(broker, "t", &options, &mut out, &Stop::new()).expect("the topic can be read");
+        let count = tail(broker, "t", &options, read, &mut out, &Stop::new()).expect("the topic can be read");
         let lines: Vec<_> = out
             .split(|byte| *byte == b'\n')
             .filter(|line| !line.is_empty())
@@ -400,6 +453,29 @@ mod tests {
             serde_json::json!({"topic": "t", "partition": 0, "offset": 2, "key": null, "value": "plain"}),
             serde_json::json!({"topic": "t", "partition": 0, "offset": 3, "key": null, "value": ""}),
             serde_json::json!({"topic": "t", "partition": 0, "offset": 4, "key": null, "value": "last"}),
+        ];
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn values_are_shown_as_their_reader_says() {
+        let (_folder, broker) = broker();
+        send_text(&broker, b"text\n1\nbad\n", &SendOptions::default()).expect("sent");
+        let read = |value: &[u8]| match value {
+            b"1" => Shown::Json(serde_json::json!({"n": 1})),
+            b"bad" => Shown::Broken("cut short".into()),
+            _ => Shown::AsItIs,
+        };
+        let mut lines = tail_shown(&broker, "beginning", None, read);
+        for line in &mut lines {
+            line.as_object_mut()
+                .expect("an object")
+                .retain(|name, _| matches!(name.as_str(), "value" | "value_base64" | "error"));
+        }
+        let expected = [
+            serde_json::json!({"value": "text"}),
+            serde_json::json!({"value": {"n": 1}}),
+            serde_json::json!({"value_base64": "YmFk", "error": "cut short"}),
         ];
         assert_eq!(lines, expected);
     }
@@ -445,7 +521,7 @@ mod tests {
         let sent = send(&broker, "nope", &mut &b"x\n"[..], &SendOptions::default(), &stop).expect_err("no topic");
         assert!(sent.to_string().contains("'nope'"), "{sent}");
         let options = TailOptions { from: TailFrom::Beginning, partition: Some(7), limit: None, follow: true };
-        let error = tail(&broker, "t", &options, &mut Vec::new(), &stop).expect_err("no partition");
+        let error = tail(&broker, "t", &options, as_it_is, &mut Vec::new(), &stop).expect_err("no partition");
         assert_eq!(error.to_string(), "topic 't' has no partition 7; it has 1, numbered from 0");
     }
 
@@ -456,7 +532,7 @@ mod tests {
         let options = TailOptions { from: TailFrom::End, partition: None, limit: Some(2), follow: true };
         let mut out = Vec::new();
         std::thread::scope(|scope| {
-            let following = scope.spawn(|| tail(&broker, "t", &options, &mut out, &stop));
+            let following = scope.spawn(|| tail(&broker, "t", &options, as_it_is, &mut out, &stop));
             // However the two start, two records come behind the end that following began at.
             while !following.is_finished() {
                 send_text(&broker, b"x\n", &SendOptions::default()).expect("sent");
@@ -465,7 +541,7 @@ mod tests {
         });
         stop.request();
         let all = TailOptions { limit: None, ..options };
-        assert_eq!(tail(&broker, "t", &all, &mut Vec::new(), &stop).expect("stopped"), 0);
+        assert_eq!(tail(&broker, "t", &all, as_it_is, &mut Vec::new(), &stop).expect("stopped"), 0);
     }
 
     #[test]

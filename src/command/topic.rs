@@ -4,13 +4,15 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::sync::Arc;
 
+use tokio::runtime::Handle;
+
 use super::{Failure, Outcome, load_with, runtime, stop_on_signals};
-use crate::broker::tool::{self, SendOptions, TailOptions};
-use crate::broker::{self, Broker, Header, TopicSettings};
+use crate::broker::tool::{self, SendOptions, Shown, TailOptions};
+use crate::broker::{self, Broker, Header, SchemaRegistry, TopicSettings};
 use crate::cli::{TopicArgs, TopicCommand, WhereArgs};
-use crate::config::plan::BrokerPlan;
-use crate::config::plan::Plan;
+use crate::config::plan::{BrokerPlan, Format, Plan};
 use crate::runtime::shutdown::Stop;
+use crate::source::avro::{AvroReader, AvroSchema};
 
 /// Partitions where nobody says.
 const PARTITIONS: u32 = 4;
@@ -54,24 +56,53 @@ pub(super) fn run(args: &TopicArgs) -> Outcome {
             eprintln!("{sent} records sent to {topic} on {}", broker.describe());
             Ok(())
         }
-        TopicCommand::Tail { topic, at, from, partition, limit, follow } => {
+        TopicCommand::Tail { topic, at, from, partition, schema_registry, limit, follow } => {
             let from = from.parse().map_err(|e| Failure::Usage(format!("--from: {e}")))?;
-            let (broker, _) = open(at)?;
+            let (broker, plan) = open(at)?;
             let options = TailOptions { from, partition: *partition, limit: *limit, follow: *follow };
             let (runtime, stop) = (runtime()?, Stop::new());
             stop_on_signals(&runtime, &stop);
-            tool::tail(broker.as_ref(), topic, &options, &mut std::io::stdout().lock(), &stop)
+            let mut avro = avro_reader(topic, schema_registry.as_deref(), plan.as_deref(), runtime.handle())?;
+            let read = |value: &[u8]| match avro.read(value) {
+                None => Shown::AsItIs,
+                Some(Ok(value)) => Shown::Json(value),
+                Some(Err(error)) => Shown::Broken(error),
+            };
+            tool::tail(broker.as_ref(), topic, &options, read, &mut std::io::stdout().lock(), &stop)
                 .map(drop)
                 .map_err(Failure::failed)
         }
     }
 }
 
+/// Reads Avro: framed with the registry's schemas, plain with that of the pipeline's source or labels on this topic.
+fn avro_reader(topic: &str, registry: Option<&str>, plan: Option<&Plan>, io: &Handle) -> Result<AvroReader, Failure> {
+    let of_plan = plan.and_then(|plan| match &plan.broker {
+        BrokerPlan::Kafka { schema_registry, .. } => schema_registry.as_deref(),
+        BrokerPlan::Embedded { .. } => None,
+    });
+    let registry = match registry.filter(|url| !url.is_empty()).or(of_plan) {
+        Some(url) => Some(Arc::new(SchemaRegistry::new(url, io.clone()).map_err(Failure::failed)?)),
+        None => None,
+    };
+    let plain = plan.and_then(|plan| {
+        let sources = plan.sources.iter().map(|source| (&source.topic, &source.format));
+        let labels = plan.labels.iter().map(|labels| (&labels.topic, &labels.format));
+        sources.chain(labels).find_map(|(read, format)| match format {
+            Format::Avro { schema } if **read == *topic => AvroSchema::parse(schema).ok(),
+            _ => None,
+        })
+    });
+    Ok(AvroReader::new(registry, plain))
+}
+
 /// A broker, and the pipeline that named it.
 type Place = (Arc<dyn Broker>, Option<Arc<Plan>>);
 
 fn open(at: &WhereArgs) -> Result<Place, Failure> {
-    let (broker, plan) = match (&at.embedded, &at.pipeline, &at.brokers) {
+    // A variable that is set to nothing is as good as none.
+    let brokers = at.brokers.as_ref().filter(|brokers| !brokers.is_empty());
+    let (broker, plan) = match (&at.embedded, &at.pipeline, brokers) {
         (Some(path), _, _) => (BrokerPlan::Embedded { path: path.clone(), partitions: PARTITIONS }, None),
         (None, Some(pipeline), _) => {
             let plan = load_with(pipeline, &[])?;

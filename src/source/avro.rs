@@ -1,4 +1,4 @@
-//! Avro records: schemas, decoding into columns, encoding from JSON values.
+//! Avro records: schemas, decoding into columns, encoding from JSON values, reading whole ones as JSON.
 //!
 //! # Plain or framed
 //!
@@ -23,14 +23,16 @@ mod program;
 mod schema;
 #[cfg(test)]
 mod tests;
+mod value;
 
 use std::sync::Arc;
-
 use std::time::Duration;
+
 use rustc_hash::FxHashMap;
 
 pub use encode::{AvroEncoder, EncodeError};
 pub use schema::{AvroField, AvroSchema, AvroSchemaError};
+pub use value::{AvroReader, AvroValue};
 
 use self::cursor::Broken;
 use self::program::{Incompatible, Program, Wanted};
@@ -39,11 +41,11 @@ use super::fault::{RecordFault, reason};
 use super::json::misfit_text;
 use crate::broker::{BrokerError, RegisteredSchema, SchemaRegistry};
 
-/// Bytes of Confluent framing: a zero byte, and the schema's id.
-pub(crate) const FRAME: usize = 5;
 /// How long a record waits for a schema that the registry does not know.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// Bytes of Confluent framing: a zero byte, and the schema's id.
+pub(crate) const FRAME: usize = 5;
 
 /// Fills columns from Avro records.
 #[derive(Debug)]

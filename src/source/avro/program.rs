@@ -19,7 +19,7 @@ use crate::config::plan::{DataType, TimeUnit};
 use crate::source::columns::{ColumnBuilder, Field, RowBuilder};
 
 /// Records and unions of recursive schemas may nest this deep.
-const DEEPEST: usize = 128;
+pub(super) const DEEPEST: usize = 128;
 
 /// Names at one level of nesting that the plan uses.
 #[derive(Debug, Default)]

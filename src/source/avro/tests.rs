@@ -586,7 +586,104 @@ proptest! {
     #[test]
     fn never_panics(bytes in prop::collection::vec(any::<u8>(), 0..120)) {
         let _ = read(WIDE, WIDE, &wide_fields(), &bytes);
+        let _ = read_whole(WIDE, &bytes);
     }
+
+    #[test]
+    fn reads_whole_records_as_the_oracle_wrote_them(value in any_wide()) {
+        let bytes = write(WIDE, value.clone());
+        let found = read_whole(WIDE, &bytes).unwrap();
+        prop_assert_eq!(serde_json::to_value(&found).unwrap(), as_json(&value));
+        for end in 0..bytes.len() {
+            prop_assert!(read_whole(WIDE, &bytes[..end]).is_err());
+        }
+        prop_assert!(read_whole(WIDE, &[&bytes[..], b"x"].concat()).is_err());
+    }
+}
+
+fn read_whole(schema: &str, bytes: &[u8]) -> Result<AvroValue, String> {
+    AvroReader::new(None, Some(AvroSchema::parse(schema).unwrap())).read(bytes).expect("there is a schema")
+}
+
+/// JSON of what the oracle wrote. Bytes that are no text are base64.
+fn as_json(value: &Oracle) -> Value {
+    let bytes = |bytes: &[u8]| match std::str::from_utf8(bytes) {
+        Ok(text) => json!(text),
+        Err(_) => json!({"base64": base64::Engine::encode(&base64::prelude::BASE64_STANDARD, bytes)}),
+    };
+    match value {
+        Oracle::Null => Value::Null,
+        Oracle::Boolean(flag) => json!(flag),
+        Oracle::Int(number) => json!(number),
+        Oracle::Long(number) | Oracle::TimestampMillis(number) => json!(number),
+        Oracle::Float(number) => json!(number.to_string().parse::<f64>().unwrap()),
+        Oracle::Double(number) => json!(number),
+        Oracle::String(text) | Oracle::Enum(_, text) => json!(text),
+        Oracle::Bytes(raw) | Oracle::Fixed(_, raw) => bytes(raw),
+        Oracle::Union(_, inner) => as_json(inner),
+        Oracle::Array(items) => items.iter().map(as_json).collect(),
+        Oracle::Map(items) => items.iter().map(|(key, item)| (key.clone(), as_json(item))).collect(),
+        Oracle::Record(fields) => fields.iter().map(|(name, item)| (name.clone(), as_json(item))).collect(),
+        other => panic!("unexpected {other:?}"),
+    }
+}
+
+#[rstest]
+#[case(r#"{"type": "bytes", "logicalType": "decimal", "precision": 9, "scale": 2}"#, json!("12.50"))]
+#[case(r#"{"type": "bytes", "logicalType": "decimal", "precision": 9, "scale": 2}"#, json!("-0.05"))]
+#[case(r#"{"type": "fixed", "name": "F", "size": 20, "logicalType": "decimal", "precision": 9, "scale": 3}"#, json!("-1.000"))]
+#[case(r#"{"type": "bytes", "logicalType": "decimal", "precision": 38}"#, json!("-99999999999999999999999999999999999999"))]
+#[case(r#"{"type": "array", "items": "long"}"#, json!([1, -2]))]
+#[case(r#"["null", {"type": "map", "values": "boolean"}]"#, json!({"a": true}))]
+fn what_is_written_from_json_is_read_as_json(#[case] of: &str, #[case] value: Value) {
+    let schema = one(of);
+    let written = AvroEncoder::plain(AvroSchema::parse(&schema).unwrap()).to_vec(&json!({"x": value})).unwrap();
+    let found = read_whole(&schema, &written).unwrap();
+    assert_eq!(serde_json::to_value(&found).unwrap(), json!({"x": value}));
+}
+
+#[test]
+fn whole_records_keep_the_order_of_their_fields_and_odd_floats() {
+    let schema = r#"{"type": "record", "name": "R", "fields": [{"name": "z", "type": "float"}, {"name": "a", "type": "double"}]}"#;
+    let bytes = [&0.1f32.to_le_bytes()[..], &f64::NAN.to_le_bytes()].concat();
+    let found = read_whole(schema, &bytes).unwrap();
+    assert_eq!(serde_json::to_string(&found).unwrap(), r#"{"z":0.1,"a":"NaN"}"#);
+}
+
+#[test]
+fn a_record_that_asks_for_billions_of_values_is_refused() {
+    let schema = one(r#"{"type": "array", "items": "null"}"#);
+    // A block of 2^40 nulls, which take no bytes.
+    let mut bytes = Vec::new();
+    super::cursor::write_long(1 << 40, &mut bytes);
+    bytes.push(0);
+    assert!(read_whole(&schema, &bytes).unwrap_err().contains("more than a million values"));
+    let endless = r#"{"type": "record", "name": "R", "fields": [{"name": "x", "type": ["null", "R"]}]}"#;
+    assert!(read_whole(endless, &[2; 10_000]).unwrap_err().contains("nested too deeply"));
+}
+
+#[test]
+fn framed_records_are_read_with_their_own_schema_or_say_why_not() {
+    let stub = StubRegistry::start();
+    stub.put(1, PAIR);
+    stub.put_answer(3, json!({"schema": "syntax = \"proto3\";", "schemaType": "PROTOBUF"}));
+    let value = json!({"x": "abc", "y": 5});
+    let framed = Framing::framed(1, PAIR, &value);
+    let mut reader = AvroReader::new(Some(stub.client()), None);
+    assert_eq!(serde_json::to_value(reader.read(&framed).unwrap().unwrap()).unwrap(), value);
+    assert_eq!(reader.read(b"{\"x\": 1}"), None, "nothing says that it is Avro");
+    let mut refused = |bytes: &[u8]| reader.read(bytes).unwrap().unwrap_err();
+    assert!(refused(&framed[..framed.len() - 1]).contains("cut short at byte 9"));
+    assert!(refused(&Framing::framed(9, PAIR, &value)).contains("does not know schema id 9"));
+    assert!(refused(&Framing::framed(3, PAIR, &value)).contains("of type PROTOBUF"));
+    stub.set_away(true);
+    let asked = stub.asked();
+    for _ in 0..5 {
+        assert!(refused(&Framing::framed(8, PAIR, &value)).contains("503"));
+    }
+    assert_eq!(stub.asked(), asked + 1, "a registry that is away is left alone for a while");
+    assert!(reader.read(&framed).unwrap().is_ok());
+    assert!(AvroReader::new(None, None).read(&framed).unwrap().unwrap_err().contains("--schema-registry"));
 }
 
 #[test]
