@@ -3,14 +3,16 @@
 #![allow(missing_docs, reason = "criterion's macros")]
 
 use std::hint::black_box;
-use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use driftline::broker::{Records, TopicPartition};
-use driftline::config::plan::{Column, DataType, Format, SourcePlan, TimeUnit};
+use driftline::config::plan::{Column, DataType, Format, SourcePlan};
 use driftline::source::SourceDecoder;
 use driftline::source::avro::{AvroEncoder, AvroSchema};
 use serde_json::{Value, json};
+
+#[path = "../tests/it/source_plan.rs"]
+mod source_plan;
 
 const ROWS: usize = 10_000;
 
@@ -23,26 +25,13 @@ const SCHEMA: &str = r#"{"type": "record", "name": "Purchase", "fields": [
 ]}"#;
 
 fn plan(format: Format) -> SourcePlan {
-    let column = |name: &str, data_type| Column { name: name.into(), data_type };
-    SourcePlan {
-        name: "purchases".into(),
-        topic: "purchases".into(),
-        format,
-        fields: vec![
-            column("customer_id", DataType::String),
-            column("purchased_at", DataType::Timestamp),
-            column("quantity", DataType::Int64),
-            column("amount", DataType::Float64),
-        ],
-        key_fields: vec!["customer_id".into()],
-        event_time: "purchased_at".into(),
-        event_time_unit: TimeUnit::Ms,
-        out_of_order: Duration::ZERO,
-        ahead: Duration::from_secs(3600),
-        idle_after: Duration::from_secs(30),
-        filter: None,
-        derive: Vec::new(),
-    }
+    let fields = [
+        ("customer_id", DataType::String),
+        ("purchased_at", DataType::Timestamp),
+        ("quantity", DataType::Int64),
+        ("amount", DataType::Float64),
+    ];
+    source_plan::purchases("purchases", format, &fields)
 }
 
 fn event(row: usize) -> Value {

@@ -17,6 +17,10 @@
 
 #![warn(missing_docs)]
 
+// What unit tests share with integration tests and benches names the crate as those do.
+#[cfg(test)]
+extern crate self as driftline;
+
 pub mod config;
 
 pub mod broker;

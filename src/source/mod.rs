@@ -10,6 +10,9 @@ pub mod fault;
 mod json;
 mod labels;
 pub mod replay;
+#[cfg(test)]
+#[path = "../../tests/it/source_plan.rs"]
+mod sample;
 
 pub use decode::{SourceDecoder, SourceError};
 pub use labels::{DecodedLabels, LabelDecoder};

@@ -12,5 +12,6 @@ mod process;
 mod registry;
 mod scoring_plan;
 mod servers;
+mod source_plan;
 mod stores;
 mod workers;

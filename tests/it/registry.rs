@@ -6,13 +6,14 @@ use std::thread;
 use arrow::array::AsArray;
 use arrow::datatypes::{Float64Type, Int64Type};
 use driftline::broker::{BrokerError, Records, SchemaRegistry, TopicPartition};
-use driftline::config::plan::{Column, DataType, Format, SourcePlan, TimeUnit};
+use driftline::config::plan::{DataType, Format, SourcePlan};
 use driftline::source::SourceDecoder;
 use driftline::source::avro::{AvroEncoder, AvroSchema};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use crate::servers::{self, unique};
+use crate::source_plan::purchases;
 
 const VERSION_1: &str = r#"{"type":"record","name":"Purchase","namespace":"shop","fields":[
     {"name":"customer_id","type":"string"},{"name":"at","type":{"type":"long","logicalType":"timestamp-millis"}},
@@ -39,33 +40,20 @@ impl World {
     }
 
     fn of(server: &servers::SchemaRegistry) -> Self {
-        let registry = Arc::new(SchemaRegistry::new(&server.url(), runtime.handle().clone()).unwrap());
         let runtime = Runtime::new().unwrap();
+        let registry = Arc::new(SchemaRegistry::new(&server.url(), runtime.handle().clone()).unwrap());
         Self { _runtime: runtime, registry }
     }
 }
 
 fn plan(topic: &str, schema: &str) -> SourcePlan {
-    let column = |name: &str, data_type| Column { name: name.into(), data_type };
-    SourcePlan {
-        name: "purchases".into(),
-        topic: topic.into(),
-        format: Format::Avro { schema: schema.into() },
-        fields: vec![
-            column("customer_id", DataType::String),
-            column("at", DataType::Timestamp),
-            column("amount", DataType::Float64),
-            column("quantity", DataType::Int64),
-        ],
-        key_fields: vec!["customer_id".into()],
-        event_time: "at".into(),
-        event_time_unit: TimeUnit::Ms,
-        out_of_order: std::time::Duration::ZERO,
-        ahead: std::time::Duration::from_secs(3600),
-        idle_after: std::time::Duration::from_secs(30),
-        filter: None,
-        derive: Vec::new(),
-    }
+    let fields = [
+        ("customer_id", DataType::String),
+        ("at", DataType::Timestamp),
+        ("amount", DataType::Float64),
+        ("quantity", DataType::Int64),
+    ];
+    purchases(topic, Format::Avro { schema: schema.into() }, &fields)
 }
 
 fn encode(schema: &str, id: Option<u32>, value: &Value) -> Vec<u8> {
@@ -128,6 +116,18 @@ fn decodes_what_several_writers_framed() {
     .into_iter()
     .enumerate()
     {
+        records.push(offset as i64, at, None, Some(&value));
+    }
+    let mut decoder = SourceDecoder::new(0, &plan(&topic, VERSION_2), Some(registry.clone())).unwrap();
+    let decoded = decoder.decode(&records).unwrap();
+    let columns = &decoded.batch.columns;
+    let ids: Vec<_> = columns.column(0).as_string::<i32>().iter().flatten().collect();
+    assert_eq!(ids, ["old", "new", "new"]);
+    assert_eq!(columns.column(2).as_primitive::<Float64Type>().values()[..], [1.5, 2.5, 2.5]);
+    assert_eq!(columns.column(3).as_primitive::<Int64Type>().values()[..], [1, 3, 3]);
+    let reasons: Vec<_> = decoded.dead.iter().map(|dead| (dead.offset, dead.reason)).collect();
+    assert_eq!(reasons, [(2, "incompatible_schema"), (4, "malformed"), (5, "unknown_schema")]);
+}
 
 #[test]
 fn a_record_waits_for_its_schema() {
@@ -151,16 +151,4 @@ fn a_record_waits_for_its_schema() {
     });
     assert!(decoded.dead.is_empty(), "{:?}", decoded.dead);
     assert_eq!(decoded.batch.columns.column(0).as_string::<i32>().value(0), "early");
-}
-        records.push(offset as i64, at, None, Some(&value));
-    }
-    let mut decoder = SourceDecoder::new(0, &plan(&topic, VERSION_2), Some(registry.clone())).unwrap();
-    let decoded = decoder.decode(&records).unwrap();
-    let columns = &decoded.batch.columns;
-    let ids: Vec<_> = columns.column(0).as_string::<i32>().iter().flatten().collect();
-    assert_eq!(ids, ["old", "new", "new"]);
-    assert_eq!(columns.column(2).as_primitive::<Float64Type>().values()[..], [1.5, 2.5, 2.5]);
-    assert_eq!(columns.column(3).as_primitive::<Int64Type>().values()[..], [1, 3, 3]);
-    let reasons: Vec<_> = decoded.dead.iter().map(|dead| (dead.offset, dead.reason)).collect();
-    assert_eq!(reasons, [(2, "incompatible_schema"), (4, "malformed"), (5, "unknown_schema")]);
 }

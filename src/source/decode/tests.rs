@@ -10,8 +10,8 @@ use super::*;
 use crate::broker::registry::tests::StubRegistry;
 use crate::broker::{Header, TopicPartition};
 use crate::config::plan::{EntityPlan, LabelsPlan};
-use crate::source::LabelDecoder;
 use crate::source::avro::AvroEncoder;
+use crate::source::{LabelDecoder, sample};
 
 const AT: i64 = 1_700_000_000_000;
 
@@ -29,26 +29,14 @@ fn column(name: &str, data_type: DataType) -> Column {
 }
 
 fn plan(format: Format) -> SourcePlan {
-    SourcePlan {
-        name: "purchases".into(),
-        topic: "churn.purchases".into(),
-        format,
-        fields: vec![
-            column("customer_id", DataType::String),
-            column("at", DataType::Timestamp),
-            column("amount", DataType::Float64),
-            column("quantity", DataType::Int64),
-            column("gift", DataType::Boolean),
-        ],
-        key_fields: vec!["customer_id".into()],
-        event_time: "at".into(),
-        event_time_unit: TimeUnit::Ms,
-        out_of_order: Duration::ZERO,
-        ahead: Duration::from_secs(3600),
-        idle_after: Duration::from_secs(30),
-        filter: None,
-        derive: Vec::new(),
-    }
+    let fields = [
+        ("customer_id", DataType::String),
+        ("at", DataType::Timestamp),
+        ("amount", DataType::Float64),
+        ("quantity", DataType::Int64),
+        ("gift", DataType::Boolean),
+    ];
+    sample::purchases("churn.purchases", format, &fields)
 }
 
 fn json_plan() -> SourcePlan {

@@ -14,8 +14,8 @@ use tempfile::TempDir;
 use super::*;
 use crate::broker::embedded::EmbeddedBroker;
 use crate::broker::{NextOffset, Records, TopicPartition};
-use crate::config::plan::{Column, DataType, Format, TimeUnit};
-use crate::source::SourceDecoder;
+use crate::config::plan::{DataType, Format, TimeUnit};
+use crate::source::{SourceDecoder, sample};
 
 const SCHEMA: &str = r#"{"type": "record", "name": "Purchase", "fields": [
     {"name": "customer_id", "type": "string"},
@@ -24,30 +24,14 @@ const SCHEMA: &str = r#"{"type": "record", "name": "Purchase", "fields": [
     {"name": "amount", "type": ["null", "double"], "default": null}
 ]}"#;
 
-fn column(name: &str, data_type: DataType) -> Column {
-    Column { name: name.into(), data_type }
-}
-
-fn plan(format: Format, unit: TimeUnit) -> SourcePlan {
-    SourcePlan {
-        name: "purchases".into(),
-        topic: "churn.purchases".into(),
-        format,
-        fields: vec![
-            column("customer_id", DataType::String),
-            column("purchased_at", DataType::Timestamp),
-            column("quantity", DataType::Int64),
-            column("amount", DataType::Float64),
-        ],
-        key_fields: vec!["customer_id".into()],
-        event_time: "purchased_at".into(),
-        event_time_unit: unit,
-        out_of_order: Duration::ZERO,
-        ahead: Duration::from_secs(3600),
-        idle_after: Duration::from_secs(30),
-        filter: None,
-        derive: Vec::new(),
-    }
+fn plan(format: Format, event_time_unit: TimeUnit) -> SourcePlan {
+    let fields = [
+        ("customer_id", DataType::String),
+        ("purchased_at", DataType::Timestamp),
+        ("quantity", DataType::Int64),
+        ("amount", DataType::Float64),
+    ];
+    SourcePlan { event_time_unit, ..sample::purchases("churn.purchases", format, &fields) }
 }
 
 fn avro_plan() -> SourcePlan {
