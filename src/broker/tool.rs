@@ -214,7 +214,7 @@ pub fn tail<V: serde::Serialize>(
     broker: &dyn Broker,
     topic: &str,
     options: &TailOptions,
-    mut read: impl FnMut(&[u8]) -> Shown<V>,
+    read: impl FnMut(&[u8]) -> Shown<V>,
     out: &mut dyn Write,
     stop: &Stop,
 ) -> Result<u64, ToolError> {

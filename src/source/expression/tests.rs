@@ -256,7 +256,7 @@ fn syntax_is_checked_without_columns() {
 #[rstest]
 #[case("abs(-amount)", "float64:12.5")]
 #[case("abs(quantity - 9)", "int64:4")]
-#[case("ln(amount)", "float64:2.525728644308255")]
+#[case("ln(amount)", "float64:2.5257286443082556")]
 #[case("log10(quantity * 20)", "float64:2.0")]
 #[case("log(2, 8.0)", "float64:3.0")]
 #[case("exp(0)", "float64:1.0")]
