@@ -8,8 +8,8 @@ use super::{Failure, Outcome, printed, runtime};
 use crate::broker::Broker;
 use crate::cli::CheckArgs;
 use crate::config;
-use crate::config::plan::Plan;
-use crate::config::plan::{BrokerPlan, Format};
+use crate::config::plan::{BrokerPlan, Format, Plan};
+use crate::model::Bundle;
 use crate::pipeline::{Stages, Wiring};
 use crate::runtime::shutdown::Stop;
 
@@ -72,21 +72,26 @@ fn ask_servers(plan: &Arc<Plan>) -> Result<Vec<(bool, String)>, Failure> {
         }
     }
     if let Some(score) = &plan.score {
+        let fits = |bundle: Result<Bundle, String>| bundle?.check_against(plan).map_err(|e| e.to_string());
         found.push(match wiring.registry.resolve(&score.model, &score.alias) {
-            Ok(Some(version)) => match wiring
-                .registry
-                .load(&score.model, &version)
-                .map_err(|e| e.to_string())
-                .and_then(|b| b.check_against(plan).map_err(|e| e.to_string()))
-            {
+            Ok(Some(version)) => match fits(wiring.registry.load(&score.model, &version).map_err(|e| e.to_string())) {
                 Ok(()) => (
                     true,
                     format!("model {} {} is version {version} and fits the feature list", score.model, score.alias),
                 ),
                 Err(error) => (false, error),
             },
-            Ok(None) if plan.registry.initial.is_some() => {
-                (true, format!("model {} is not registered yet; the initial bundle will be", score.model))
+            Ok(None) if let Some(initial) = &plan.registry.initial => {
+                match fits(Bundle::load(initial).map_err(|e| e.to_string())) {
+                    Ok(()) => (
+                        true,
+                        format!(
+                            "model {} is not registered yet; the initial bundle fits the feature list",
+                            score.model
+                        ),
+                    ),
+                    Err(error) => (false, error),
+                }
             }
             Ok(None) => (
                 false,
