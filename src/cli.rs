@@ -301,11 +301,15 @@ pub struct WhereArgs {
     #[arg(long, short, value_name = "PIPELINE")]
     pub pipeline: Option<PathBuf>,
 
-    /// These Kafka bootstrap servers.
-    #[arg(long, short, env = "KAFKA_BROKERS", conflicts_with = "embedded")]
+    /// Override a setting of the pipeline. Can be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value, requires = "pipeline")]
+    pub set: Vec<(String, String)>,
+
+    /// These Kafka bootstrap servers, where no pipeline is named.
+    #[arg(long, short, env = "KAFKA_BROKERS")]
     pub brokers: Option<String>,
 
-    /// The embedded log in this folder.
+    /// The embedded log in this folder, whatever else is named.
     #[arg(long, value_name = "FOLDER")]
     pub embedded: Option<PathBuf>,
 }

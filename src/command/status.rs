@@ -109,7 +109,7 @@ fn gather(plan: &Arc<Plan>, broker: &dyn Broker, runtime: &tokio::runtime::Runti
         "definition": plan.definition,
         "broker": broker.describe(),
         "stages": stages,
-        "offline": { "url": plan.offline.url, "checkpoints": checkpoints },
+        "offline": { "url": format!("{}/{}", plan.offline.url.trim_end_matches('/'), plan.name), "checkpoints": checkpoints },
         "models": models,
         "dead_letters": broker.topic(&plan.dead_letter_topic()).map_err(Failure::failed)?.map_or(0, |t| t.partitions.iter().map(|(a, b)| b.0 - a.0).sum::<i64>()),
         "last_drift_event": plan.monitor.as_ref().map(|m| last(&m.topic)).transpose()?,
@@ -151,8 +151,8 @@ fn render(status: &Value) -> String {
         return text;
     }
     let _ = writeln!(text, "\n{:<10} {:<28} {:>10} {:>14} {:>12}", "stage", "topic", "partitions", "read", "lag");
-    for (stage, rows) in status["stages"].as_object().into_iter().flatten() {
-        for row in rows.as_array().into_iter().flatten() {
+    for stage in ["features", "score", "drift", "retrain"] {
+        for row in status["stages"][stage].as_array().into_iter().flatten() {
             if row["missing"].as_bool() == Some(true) {
                 let _ = writeln!(text, "{stage:<10} {:<28} {:>10}", word(&row["topic"]), "missing");
             } else {

@@ -100,24 +100,19 @@ fn avro_reader(topic: &str, registry: Option<&str>, plan: Option<&Plan>, io: &Ha
 type Place = (Arc<dyn Broker>, Option<Arc<Plan>>);
 
 fn open(at: &WhereArgs) -> Result<Place, Failure> {
+    let plan = at.pipeline.as_ref().map(|pipeline| load_with(pipeline, &at.set)).transpose()?;
     // A variable that is set to nothing is as good as none.
     let brokers = at.brokers.as_ref().filter(|brokers| !brokers.is_empty());
-    let (broker, plan) = match (&at.embedded, &at.pipeline, brokers) {
-        (Some(path), _, _) => (BrokerPlan::Embedded { path: path.clone(), partitions: PARTITIONS }, None),
-        (None, Some(pipeline), _) => {
-            let plan = load_with(pipeline, &[])?;
-            (plan.broker.clone(), Some(plan))
-        }
-        (None, None, Some(brokers)) => (
-            BrokerPlan::Kafka {
-                brokers: brokers.clone(),
-                schema_registry: None,
-                properties: Default::default(),
-                partitions: PARTITIONS,
-                replication: -1,
-            },
-            None,
-        ),
+    let broker = match (&at.embedded, &plan, brokers) {
+        (Some(path), _, _) => BrokerPlan::Embedded { path: path.clone(), partitions: PARTITIONS },
+        (None, Some(plan), _) => plan.broker.clone(),
+        (None, None, Some(brokers)) => BrokerPlan::Kafka {
+            brokers: brokers.clone(),
+            schema_registry: None,
+            properties: Default::default(),
+            partitions: PARTITIONS,
+            replication: -1,
+        },
         (None, None, None) => {
             return Err(Failure::Usage("say where the topic is: --pipeline, --brokers or --embedded".into()));
         }

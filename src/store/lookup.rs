@@ -200,6 +200,9 @@ impl fmt::Display for OnlineRow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let key: Vec<_> = self.key.iter().map(|(name, value)| format!("{name}={value}")).collect();
         writeln!(f, "{} {}", self.entity, key.join(" "))?;
+        if self.groups.iter().all(|group| group.status == Status::NotFound) {
+            return writeln!(f, "\n{}: no feature of it is stored", Status::NotFound);
+        }
         let width = |of: &dyn Fn(&FeatureRead) -> String| {
             self.groups.iter().flat_map(|g| &g.features).map(|f| of(f).chars().count()).max().unwrap_or(0)
         };
@@ -210,7 +213,10 @@ impl fmt::Display for OnlineRow {
             if let Some(at) = group.event_time {
                 let age = std::time::Duration::from_secs(self.asked_at.saturating_sub(at).unsigned_abs() / 1000);
                 let side = if self.asked_at >= at { "ago" } else { "ahead" };
-                write!(f, "  as of {} ({} {side})", rfc3339(at), humantime::format_duration(age))?;
+                let age = humantime::format_duration(age).to_string();
+                // The two largest units say enough: `1month 3days`.
+                let age: Vec<&str> = age.split(' ').take(2).collect();
+                write!(f, "  as of {} ({} {side})", rfc3339(at), age.join(" "))?;
             }
             writeln!(f)?;
             for feature in &group.features {

@@ -15,12 +15,17 @@ pub enum LogFormat {
     Json,
 }
 
-/// Sets up logging for the process. `filter` is a `tracing` filter such as `info` or `driftline=debug`.
+/// ONNX Runtime's binding tells at `info` what driftline tells itself.
+const QUIET: &str = "ort=warn";
+
+/// Sets up logging for the process. `filter` is a `tracing` filter such as `info` (which leaves out what
+/// ONNX Runtime's binding tells) or `driftline=debug`.
 ///
 /// # Errors
 /// Names the part of `filter` that is not understood.
 pub fn init(format: LogFormat, filter: &str) -> Result<(), String> {
-    let filter = EnvFilter::try_new(filter).map_err(|e| format!("log filter '{filter}' is not understood: {e}"))?;
+    let quiet = if filter == "info" { format!("{filter},{QUIET}") } else { filter.to_owned() };
+    let filter = EnvFilter::try_new(quiet).map_err(|e| format!("log filter '{filter}' is not understood: {e}"))?;
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Output).with_span_events(FmtSpan::NONE);
     let done = match format {
