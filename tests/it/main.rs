@@ -5,6 +5,7 @@
 mod broker;
 mod bundles;
 mod cdnow;
+mod commands;
 mod drift;
 mod faults;
 mod models;
@@ -12,6 +13,7 @@ mod process;
 mod registry;
 mod scoring_plan;
 mod servers;
+mod shipped;
 mod source_plan;
 mod stores;
 mod workers;
