@@ -62,6 +62,8 @@ fn every_bundle_is_whole_and_fits_its_pipeline() {
         for key in ["training_set_sha256", "training_rows", "holdout_rows", "from", "to", "seed", "onnxruntime"] {
             assert!(bundle.manifest.lineage.contains_key(key), "{}: lineage lacks {key}", initial.display());
         }
+        let trained_on = bundle.manifest.lineage["definition"].as_str();
+        assert_eq!(trained_on, Some(&*plan.definition), "{}: train it on this definition", initial.display());
     }
 }
 
@@ -101,6 +103,9 @@ fn what_a_pipeline_writes_fits_the_published_schemas() {
         "monitor.warm_up=0s",
         "--set",
         "retraining.fresh_labels=500",
+        // Whether the candidate is any good is another test's question.
+        "--set",
+        "retraining.gates={ min_gain = -1.0, max_ece = 1.0 }",
         "--until-end",
         "--listen",
         "none",
