@@ -12,7 +12,7 @@ use driftline::store::feast::python_repository;
 use serde_json::Value;
 
 use crate::process::{World, python, root, shared_data};
-use crate::servers::{Kafka, Redis};
+use crate::servers::{Kafka, Redis, SchemaRegistry};
 
 const CHURN: &str = "pipelines/churn";
 const CDNOW: &str = "tests/pipelines/cdnow";
@@ -62,10 +62,18 @@ struct Shop {
 
 impl Shop {
     fn open(pipeline: &'static str, csv: &Path) -> Self {
+        Self::open_with(pipeline, csv, None)
+    }
+
+    /// With a schema registry, records are framed as Confluent's clients do.
+    fn open_with(pipeline: &'static str, csv: &Path, registry: Option<String>) -> Self {
         let servers = (Kafka::start(), Redis::start());
         let mut world = World::new();
         world.set("KAFKA_BROKERS", &servers.0.address());
         world.set("REDIS_URL", &servers.1.url());
+        if let Some(registry) = registry {
+            world.set("SCHEMA_REGISTRY_URL", &registry);
+        }
         world.run(&["topic", "create", "--pipeline", pipeline, "--sources"]);
         let csv = csv.to_str().unwrap();
         world.run(&["replay", csv, "-p", pipeline, "-s", "purchases", "--map", "purchased_at=date"]);
@@ -172,7 +180,7 @@ print([rows.num_rows, len(at)])
 ";
 
 #[test]
-fn stages_apart_predict_what_the_fused_run_predicts() {
+fn stages_apart_on_framed_records_predict_what_the_fused_run_predicts_on_plain_ones() {
     let Some(csv) = shared_data("cdnow_purchases.csv") else { return };
     let score = |values: &[String]| -> BTreeMap<String, Value> {
         let of = |text: &String| {
@@ -190,7 +198,8 @@ fn stages_apart_predict_what_the_fused_run_predicts() {
     std::fs::write(&part, text.lines().take(8_001).collect::<Vec<_>>().join("\n")).unwrap();
     let fused = Shop::open(CHURN, &part);
     fused.run("run");
-    let apart = Shop::open(CHURN, &part);
+    let apart = Shop::open_with(CHURN, &part, Some(SchemaRegistry::shared().url()));
+    assert_eq!(apart.servers.0.consume("churn.purchases")[0].value.as_ref().unwrap()[0], 0, "Confluent's magic byte");
     apart.run("features");
     apart.run("score");
     let (fused, apart) = (fused.predictions(), apart.predictions());
