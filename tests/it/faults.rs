@@ -542,10 +542,13 @@ const THEN: i64 = FIRST_DAY + 20 * 60_000;
 /// A record that is not like the others: key, value, what it becomes.
 type Odd<'a> = (Option<&'a str>, Option<Vec<u8>>, Fate);
 
+/// Partition, key and value of a record to send.
+type Sent = (i32, Option<Vec<u8>>, Option<Vec<u8>>);
+
 /// Sends odd records, each after a good one and with good ones around all of them, and compares predictions and dead letters
 /// with what they are to become.
 fn expect_fates(shop: &mut Shop<'_>, good: fn(usize, i64) -> Vec<u8>, odd: Vec<Odd<'_>>) {
-    let mut records: Vec<(i32, Option<Vec<u8>>, Option<Vec<u8>>)> = Vec::new();
+    let mut records: Vec<Sent> = Vec::new();
     let mut dead = BTreeMap::new();
     let send_good = |shop: &mut Shop<'_>, records: &mut Vec<_>, partition, n, at| {
         shop.expect(partition, true);
