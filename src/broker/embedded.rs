@@ -79,18 +79,26 @@ pub fn database(path: &Path) -> Result<Arc<Database>, BrokerError> {
     }
 }
 
+/// The log's file in its folder.
+const FILE: &str = "log.redb";
+
 /// The embedded log.
 pub struct EmbeddedBroker {
     log: Arc<Log>,
 }
 
 impl EmbeddedBroker {
-    /// Opens `<folder>/log.redb`.
+    /// True where a folder holds a log already.
+    pub fn exists(folder: &Path) -> bool {
+        folder.join(FILE).exists()
+    }
+
+    /// Opens `<folder>/log.redb`, a new one where there is none.
     ///
     /// # Errors
     /// As [`database`].
     pub fn open(folder: &Path) -> Result<Self, BrokerError> {
-        let path = folder.join("log.redb");
+        let path = folder.join(FILE);
         let database = database(&path)?;
         let key = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
         let mut logs = LOGS.lock();

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 
 use super::{Failure, Outcome, load_with, runtime, stop_on_signals};
+use crate::broker::embedded::EmbeddedBroker;
 use crate::broker::tool::{self, SendOptions, Shown, TailOptions};
 use crate::broker::{self, Broker, Header, SchemaRegistry, TopicSettings};
 use crate::cli::{TopicArgs, TopicCommand, WhereArgs};
@@ -20,7 +21,7 @@ const PARTITIONS: u32 = 4;
 pub(super) fn run(args: &TopicArgs) -> Outcome {
     match &args.command {
         TopicCommand::Create { topic, at, sources, partitions, compacted } => {
-            let (broker, plan) = open(at)?;
+            let (broker, plan) = open(at, Log::OrNew)?;
             if *sources {
                 let plan = plan.ok_or_else(|| Failure::Usage("--sources needs --pipeline".into()))?;
                 return create_inputs(&plan, broker.as_ref(), *partitions);
@@ -34,11 +35,11 @@ pub(super) fn run(args: &TopicArgs) -> Outcome {
             Ok(())
         }
         TopicCommand::List { at } => {
-            let (broker, _) = open(at)?;
+            let (broker, _) = open(at, Log::Existing)?;
             tool::list(broker.as_ref(), &mut std::io::stdout().lock()).map_err(Failure::failed)
         }
         TopicCommand::Send { topic, at, file, key, header } => {
-            let (broker, _) = open(at)?;
+            let (broker, _) = open(at, Log::Existing)?;
             let headers = header
                 .iter()
                 .map(|(name, value)| Header { name: name.clone(), value: value.clone().into_bytes() })
@@ -58,7 +59,7 @@ pub(super) fn run(args: &TopicArgs) -> Outcome {
         }
         TopicCommand::Tail { topic, at, from, partition, schema_registry, limit, follow } => {
             let from = from.parse().map_err(|e| Failure::Usage(format!("--from: {e}")))?;
-            let (broker, plan) = open(at)?;
+            let (broker, plan) = open(at, Log::Existing)?;
             let options = TailOptions { from, partition: *partition, limit: *limit, follow: *follow };
             let (runtime, stop) = (runtime()?, Stop::new());
             stop_on_signals(&runtime, &stop);
@@ -99,7 +100,14 @@ fn avro_reader(topic: &str, registry: Option<&str>, plan: Option<&Plan>, io: &Ha
 /// A broker, and the pipeline that named it.
 type Place = (Arc<dyn Broker>, Option<Arc<Plan>>);
 
-fn open(at: &WhereArgs) -> Result<Place, Failure> {
+/// Whether an embedded log has to be there.
+#[derive(PartialEq)]
+enum Log {
+    Existing,
+    OrNew,
+}
+
+fn open(at: &WhereArgs, log: Log) -> Result<Place, Failure> {
     let plan = at.pipeline.as_ref().map(|pipeline| load_with(pipeline, &at.set)).transpose()?;
     // A variable that is set to nothing is as good as none.
     let brokers = at.brokers.as_ref().filter(|brokers| !brokers.is_empty());
@@ -117,6 +125,15 @@ fn open(at: &WhereArgs) -> Result<Place, Failure> {
             return Err(Failure::Usage("say where the topic is: --pipeline, --brokers or --embedded".into()));
         }
     };
+    if let BrokerPlan::Embedded { path, .. } = &broker
+        && log == Log::Existing
+        && !EmbeddedBroker::exists(path)
+    {
+        return Err(Failure::Failed(format!(
+            "{} holds no embedded log; name the folder of one, or make one with `driftline topic create` or `driftline run`",
+            path.display()
+        )));
+    }
     Ok((broker::open(&broker, "driftline-topic").map_err(Failure::failed)?, plan))
 }
 

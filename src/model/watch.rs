@@ -117,7 +117,12 @@ impl ModelWatch {
         let version = loader.resolve()?.ok_or_else(|| loader.unknown_alias())?;
         let (models, took) = loader.load(&version)?;
         for (provider, reason) in models.first().map(|m| m.model.passed_over()).unwrap_or_default() {
-            tracing::warn!(provider = provider.name(), reason, "execution provider cannot be used");
+            // A library for CPUs alone is a choice; a provider that is there and fails is a fault.
+            if reason.contains("not enabled in this build") {
+                tracing::info!(provider = provider.name(), "this ONNX Runtime library lacks the execution provider");
+            } else {
+                tracing::warn!(provider = provider.name(), reason, "execution provider cannot be used");
+            }
         }
         on_event(loader.ready(&models, None, took));
 

@@ -88,8 +88,12 @@ fn exit_codes_tell_wrong_usage_from_failure() {
         assert_eq!(code(&output), 2, "{arguments:?}: {}", errors(&output));
         assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{arguments:?}");
     }
-    let failures: [&[&str]; 3] = [
+    let no_log = world.path("no-log").display().to_string();
+    world.run(&["topic", "create", "churn.other", "--embedded", &log]);
+    let failures: [&[&str]; 5] = [
         &["topic", "tail", "churn.nope", "--embedded", &log],
+        &["topic", "tail", "churn.nope", "--embedded", &no_log],
+        &["topic", "list", "--embedded", &no_log],
         &["run", CHURN, "--set", "broker.path=/proc/no/such/folder", "--listen", "none"],
         &["check", CHURN, "--set", &set, "--set", "registry.initial=nowhere", "--servers"],
     ];
@@ -98,6 +102,7 @@ fn exit_codes_tell_wrong_usage_from_failure() {
         assert_eq!(code(&output), 1, "{arguments:?}: {}", errors(&output));
         assert!(errors(&output).contains("error: "), "{arguments:?}: {}", errors(&output));
     }
+    assert!(!world.path("no-log").exists(), "looking at a log makes none");
 }
 
 #[test]
