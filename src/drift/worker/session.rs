@@ -28,7 +28,7 @@ const BATCH: usize = 4096;
 const MOST_WAITING: usize = 16 * POLL;
 /// A partition that is read to its end may still be behind the others: its features may be computed later, on another worker.
 /// It is waited for until nothing has come for this long.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// State is committed after this many rows, even if no window closes: a restart reads no more than these again.
 const COMMIT_ROWS: u64 = 100_000;
 
