@@ -148,7 +148,7 @@ impl Poll {
 /// Opaque proof of group membership that a transactional commit carries, so that the broker can fence a zombie.
 pub enum GroupToken {
     /// Kafka's group metadata.
-    Kafka(rdkafka::consumer::ConsumerGroupMetadata),
+    Kafka(Arc<rdkafka::consumer::ConsumerGroupMetadata>),
     /// The embedded broker's group name and membership generation.
     Embedded {
         /// Group name.

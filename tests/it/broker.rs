@@ -796,6 +796,51 @@ fn a_commit_that_is_not_answered_is_settled_by_a_further_one() {
 }
 
 #[test]
+fn offsets_that_nobody_takes_are_given_up_with_their_transaction() {
+    let kafka = Kafka::start();
+    let subject = Subject { broker: open_kafka(&kafka), _folder: None };
+    let (topic, output) = (subject.topic(1), subject.topic(1));
+    kafka.produce(&topic, [(0, &b"k"[..], &b"0"[..])]);
+    let mut consumer = subject.consumer(&unique("g"), &topic);
+    assert_eq!(take(&mut *consumer, 1), [0]);
+    let token = consumer.token().unwrap();
+    let mut producer = subject.broker.producer(Some(&unique("id"))).unwrap();
+    producer.begin().unwrap();
+    (0..5).for_each(|value| send(&mut *producer, &output, 0, value));
+    until("the records are in the log", LIMIT, || kafka.written(&output) == 5);
+    // Answers of one connection keep their order: the producer has the acknowledgements once it has this one.
+    let nowhere = OutRecord { topic: "nowhere", value: Some(b"1"), ..OutRecord::default() };
+    assert!(matches!(producer.send(nowhere), Err(BrokerError::NoSuchTopic { .. })));
+
+    kafka.kill();
+    for _ in 0..2 {
+        let unsent = producer.commit(&at(&topic, 0, 1), Some(&token)).unwrap_err();
+        assert!(unsent.is_retriable() && matches!(unsent, BrokerError::Unreachable { .. }), "{unsent}");
+    }
+    for _ in 0..2 {
+        let left = producer.abort().unwrap_err();
+        assert!(left.is_retriable(), "{left}");
+    }
+    kafka.restart();
+    until("the transaction is given up and made anew", LIMIT, || {
+        let attempt = producer.abort().and_then(|()| producer.begin()).and_then(|()| {
+            (0..5).for_each(|value| send(&mut *producer, &output, 0, value));
+            producer.commit(&at(&topic, 0, 1), Some(&consumer.token()?))
+        });
+        match attempt {
+            Ok(()) => true,
+            Err(error) => {
+                // The broker may have struck the silent member off; it comes back by polling.
+                assert!(error.is_retriable() || error.is_aborted() || error.is_fenced(), "{error}");
+                let _ = consumer.poll(1, Duration::from_millis(10));
+                false
+            }
+        }
+    });
+    expect_values(&subject, &output, 0..5);
+}
+
+#[test]
 fn the_embedded_log_drops_superseded_records_and_keeps_offsets() {
     let folder = tempfile::tempdir().unwrap();
     let topic: Arc<str> = "state".into();

@@ -354,7 +354,6 @@ fn a_stop_while_the_online_store_is_away_loses_nothing() {
 }
 
 #[test]
-#[ignore = "now and then librdkafka waits without end while it adds offsets to a transaction of a broker that is gone"]
 fn a_stop_while_the_broker_is_away_loses_nothing() {
     let kafka = Arc::new(Kafka::start());
     let shop = Shop::open(Some(&kafka));

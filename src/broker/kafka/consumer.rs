@@ -378,7 +378,7 @@ impl Consumer for KafkaConsumer {
 
     fn token(&self) -> Result<GroupToken, BrokerError> {
         let metadata = self.client.group_metadata().expect("a consumer with a group has group metadata");
-        Ok(GroupToken::Kafka(metadata))
+        Ok(GroupToken::Kafka(Arc::new(metadata)))
     }
 
     fn end(&self, partition: &TopicPartition) -> Option<NextOffset> {

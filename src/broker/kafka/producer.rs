@@ -1,9 +1,12 @@
 //! Writes to Kafka, in transactions where it has an id.
 
 use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rdkafka::bindings as native;
+use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, RDKafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{Header as ClientHeader, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
@@ -11,7 +14,7 @@ use rustc_hash::FxHashSet;
 
 use super::consumer::to_list;
 use super::context::Context;
-use super::{BRIEF, Link, PATIENCE, is_out_of_group, patiently};
+use super::{BRIEF, Link, PATIENCE, answers, is_out_of_group};
 use crate::broker::{BrokerError, GroupToken, Header, Offsets, OutRecord, Producer};
 use crate::runtime::{clock, failpoint};
 
@@ -19,11 +22,13 @@ use crate::runtime::{clock, failpoint};
 const SENDS_A_LOOK: u32 = 1024;
 
 pub(super) struct KafkaProducer {
-    client: BaseProducer<Context>,
+    client: Arc<BaseProducer<Context>>,
     link: Arc<Link>,
     /// Transactional id.
     id: Option<String>,
     phase: Phase,
+    /// The answer to a request for adding offsets, on its way.
+    offsets_sent: Option<Receiver<Result<(), KafkaError>>>,
     sends: u32,
     /// Topics that are there. The client itself waits half a minute for one that is not.
     known: FxHashSet<String>,
@@ -46,43 +51,25 @@ enum Phase {
 
 impl KafkaProducer {
     pub(super) fn open(link: Arc<Link>, id: Option<&str>) -> Result<Self, BrokerError> {
-        let mut config = link.config(&[
-            ("compression.type", "lz4"),
-            // A commit flushes, so this only lets batches fill while a worker is still sending.
-            ("linger.ms", "5"),
-            ("queue.buffering.max.messages", "200000"),
-            ("queue.buffering.max.kbytes", "131072"),
-        ]);
-        config
-            .set("enable.idempotence", "true")
-            .set("delivery.report.only.error", "true")
-            .set("partitioner", "murmur2_random");
-        match id {
-            Some(id) => config.set("transactional.id", id),
-            // Without a transaction that could be rolled back, an outage must hold records, not drop them.
-            None => config.set("message.timeout.ms", "0"),
-        };
-        let client: BaseProducer<Context> = link.client(&config)?;
-        let producer =
-            Self { client, link, id: id.map(str::to_owned), phase: Phase::None, sends: 0, known: FxHashSet::default() };
-        if producer.id.is_some() {
-            let ready = producer.client.init_transactions(PATIENCE);
-            producer.look();
-            ready.map_err(|error| producer.link.error("taking up a transactional id", &error, producer.context()))?;
-        }
-        Ok(producer)
+        let client = Arc::new(connect(&link, id)?);
+        let (id, known) = (id.map(str::to_owned), FxHashSet::default());
+        Ok(Self { client, link, id, phase: Phase::None, offsets_sent: None, sends: 0, known })
+    }
+
+    /// Opens another client of the same id, which rolls back what the old one left open.
+    fn replace(&mut self) -> Result<(), BrokerError> {
+        self.client = Arc::new(connect(&self.link, self.id.as_deref())?);
+        self.offsets_sent = None;
+        self.phase = Phase::None;
+        Ok(())
     }
 
     fn context(&self) -> &Context {
         self.client.client().context()
     }
 
-    /// Lets the client say what it has to say: failed deliveries, lost brokers, log lines.
     fn look(&self) {
-        // One event a call.
-        for _ in 0..64 {
-            self.client.poll(Duration::ZERO);
-        }
+        look(&self.client);
     }
 
     fn fenced(&self) -> BrokerError {
@@ -157,6 +144,59 @@ impl KafkaProducer {
         }
     }
 
+    /// Adds the group's offsets to the transaction.
+    ///
+    /// librdkafka does not keep to the time it is given here: while the coordinator is away, the call may wait for ever
+    /// (<https://github.com/confluentinc/librdkafka/issues/5456>). So it waits on a thread of its own.
+    fn send_offsets(&mut self, offsets: &Offsets, member: &Arc<ConsumerGroupMetadata>) -> Result<(), BrokerError> {
+        const DURING: &str = "adding offsets to a transaction";
+        if self.offsets_sent.is_none() {
+            let (answer, answered) = mpsc::sync_channel(1);
+            let (client, member, offsets) = (Arc::clone(&self.client), Arc::clone(member), to_list(offsets));
+            thread::Builder::new()
+                .name("send-offsets".into())
+                .spawn(move || {
+                    let sent = client.send_offsets_to_transaction(&offsets, &member, PATIENCE);
+                    // Before the answer: who has that may close the client at once.
+                    drop(client);
+                    let _ = answer.send(sent);
+                })
+                .map_err(|error| BrokerError::Client {
+                    during: DURING,
+                    broker: self.link.describe(),
+                    reason: format!("no thread: {error}"),
+                    retriable: true,
+                })?;
+            self.offsets_sent = Some(answered);
+        }
+        match self.offsets_answer(PATIENCE) {
+            Some(Ok(())) => Ok(()),
+            Some(Err(error)) => Err(self.step_failed(DURING, &error)),
+            None => {
+                Err(self.link.fault(DURING, Code::OperationTimedOut, "the coordinator does not answer", self.context()))
+            }
+        }
+    }
+
+    /// Waits for the answer to the request for adding offsets, no longer than a moment where no broker answers at all.
+    fn offsets_answer(&mut self, patience: Duration) -> Option<Result<(), KafkaError>> {
+        let answered = self.offsets_sent.as_ref()?;
+        let answer = match answered.recv_timeout(BRIEF) {
+            Err(RecvTimeoutError::Timeout) if answers(self.client.client()) => {
+                answered.recv_timeout(patience.saturating_sub(BRIEF))
+            }
+            answer => answer,
+        };
+        self.look();
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(RecvTimeoutError::Timeout) => return None,
+            Err(RecvTimeoutError::Disconnected) => Err(KafkaError::Canceled),
+        };
+        self.offsets_sent = None;
+        Some(answer)
+    }
+
     /// Rolls back and says why. Called where the transaction cannot succeed any more.
     fn roll_back(&mut self, cause: BrokerError) -> BrokerError {
         self.phase = Phase::RollingBack;
@@ -205,6 +245,41 @@ impl KafkaProducer {
 
     fn is_fenced(&self) -> bool {
         self.client.client().fatal_error().is_some_and(|(code, _)| is_taken(code))
+    }
+}
+
+/// Opens a client and takes up its transactional id.
+fn connect(link: &Link, id: Option<&str>) -> Result<BaseProducer<Context>, BrokerError> {
+    let mut config = link.config(&[
+        ("compression.type", "lz4"),
+        // A commit flushes, so this only lets batches fill while a worker is still sending.
+        ("linger.ms", "5"),
+        ("queue.buffering.max.messages", "200000"),
+        ("queue.buffering.max.kbytes", "131072"),
+    ]);
+    config
+        .set("enable.idempotence", "true")
+        .set("delivery.report.only.error", "true")
+        .set("partitioner", "murmur2_random");
+    match id {
+        Some(id) => config.set("transactional.id", id),
+        // Without a transaction that could be rolled back, an outage must hold records, not drop them.
+        None => config.set("message.timeout.ms", "0"),
+    };
+    let client: BaseProducer<Context> = link.client(&config)?;
+    if id.is_some() {
+        let ready = client.init_transactions(PATIENCE);
+        look(&client);
+        ready.map_err(|error| link.error("taking up a transactional id", &error, client.client().context()))?;
+    }
+    Ok(client)
+}
+
+/// Lets the client say what it has to say: failed deliveries, lost brokers, log lines.
+fn look(client: &BaseProducer<Context>) {
+    // One event a call.
+    for _ in 0..64 {
+        client.poll(Duration::ZERO);
     }
 }
 
@@ -302,13 +377,7 @@ impl Producer for KafkaProducer {
             && !offsets.is_empty()
             && self.phase == Phase::Open
         {
-            let list = to_list(offsets);
-            let sent = patiently(self.client.client(), |timeout| {
-                self.client.send_offsets_to_transaction(&list, metadata, timeout)
-            });
-            if let Err(error) = sent {
-                return Err(self.step_failed("adding offsets to a transaction", &error));
-            }
+            self.send_offsets(offsets, metadata)?;
             self.phase = Phase::OffsetsSent;
         }
         let deadline = clock::monotonic() + PATIENCE;
@@ -340,6 +409,14 @@ impl Producer for KafkaProducer {
                 return Err(self.undecided("commit again to learn whether anything is left to give up".to_owned()));
             }
             _ => self.phase = Phase::RollingBack,
+        }
+        if self.offsets_sent.is_some() && self.offsets_answer(BRIEF).is_none() {
+            // One step of a transaction waits for the one before it, which may never end.
+            if !answers(self.client.client()) {
+                let reason = "adding offsets to a transaction is not answered";
+                return Err(self.link.fault("rolling back", Code::OperationTimedOut, reason, self.context()));
+            }
+            return self.replace();
         }
         let deadline = clock::monotonic() + PATIENCE;
         loop {
@@ -373,7 +450,8 @@ impl Producer for KafkaProducer {
 impl Drop for KafkaProducer {
     fn drop(&mut self) {
         // An open transaction would hold back every reader of its topics until its time is up.
-        if !matches!(self.phase, Phase::None | Phase::Deciding) && !self.context().is_down() {
+        let free = !matches!(self.phase, Phase::None | Phase::Deciding) && self.offsets_sent.is_none();
+        if free && !self.context().is_down() {
             let _ = self.client.abort_transaction(Duration::from_millis(200));
             self.look();
             let _ = self.client.abort_transaction(Duration::from_secs(1));
