@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType as ArrowType, Field, Schema};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use driftline::config::plan::{
     BrokerPlan, Column, DataType, Delivery, EntityPlan, Format, Function, GroupPlan, OfflinePlan, OnlinePlan, Plan,
     RegistryPlan, ScorePlan, SourcePlan, TimeUnit, WindowPlan,
@@ -26,8 +27,11 @@ const MINUTE: i64 = 60_000;
 const HOUR: i64 = 60 * MINUTE;
 const DAY: i64 = 24 * HOUR;
 
+/// Label, length and tile of a window.
+type Length = (&'static str, i64, i64);
+
 /// Lengths and tiles as `check` prints them.
-const WINDOWS: [(&str, i64, i64); 4] =
+const WINDOWS: [Length; 4] =
     [("1h", HOUR, MINUTE), ("1d", DAY, 15 * MINUTE), ("30d", 30 * DAY, 12 * HOUR), ("90d", 90 * DAY, DAY)];
 
 const FUNCTIONS: [Function; 5] = [Function::Count, Function::Sum, Function::Mean, Function::Max, Function::Std];
@@ -36,7 +40,7 @@ fn column(name: &str, data_type: DataType) -> Column {
     Column { name: name.into(), data_type }
 }
 
-fn group(of: Column, windows: &[(&str, i64, i64)]) -> GroupPlan {
+fn group(of: Column, windows: &[Length]) -> GroupPlan {
     let features = windows.iter().enumerate().flat_map(|(window, (label, _, _))| {
         let of = of.clone();
         FUNCTIONS.map(move |function| {
@@ -190,6 +194,22 @@ fn apply(task: &mut Task, batch: SourceBatch) {
     black_box(task.advance(&clock, usize::MAX).expect("features can be computed"));
 }
 
+/// Times the polls of a task, without making them.
+fn measure(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, task: &mut Task, stream: &mut Stream) {
+    group.bench_function(name, |bencher| {
+        bencher.iter_custom(|polls| {
+            let mut spent = Duration::ZERO;
+            for _ in 0..polls {
+                let batch = stream.poll();
+                let start = monotonic();
+                apply(task, batch);
+                spent += start.elapsed();
+            }
+            spent
+        });
+    });
+}
+
 fn throughput(criterion: &mut Criterion) {
     let mut group_of = criterion.benchmark_group("windows");
     group_of.throughput(Throughput::Elements(POLL as u64)).measurement_time(Duration::from_secs(8));
@@ -211,18 +231,39 @@ fn throughput(criterion: &mut Criterion) {
             let batch = stream.poll();
             apply(&mut task, batch);
         }
-        group_of.bench_function(name, |bencher| {
-            bencher.iter_custom(|polls| {
-                let mut spent = Duration::ZERO;
-                for _ in 0..polls {
-                    let batch = stream.poll();
-                    let start = monotonic();
-                    apply(&mut task, batch);
-                    spent += start.elapsed();
-                }
-                spent
-            });
-        });
+        measure(&mut group_of, name, &mut task, &mut stream);
+    }
+    group_of.finish();
+}
+
+/// One customer with 14 % of the events: 350,000 in an hour. What an event costs should not depend on the window.
+fn exact(criterion: &mut Criterion) {
+    let mut group_of = criterion.benchmark_group("exact windows, one key with 14 %");
+    group_of.throughput(Throughput::Elements(POLL as u64)).measurement_time(Duration::from_secs(8));
+    let tiled: &[Length] = &[("1h", HOUR, MINUTE)];
+    let cases: [(&str, &[Length], f64); 7] = [
+        ("1 h in tiles, for comparison", tiled, 0.0),
+        ("10 s", &[("10s", 10_000, 1)], 0.0),
+        ("1 min", &[("1m", MINUTE, 1)], 0.0),
+        ("10 min", &[("10m", 10 * MINUTE, 1)], 0.0),
+        ("1 h", &[("1h", HOUR, 1)], 0.0),
+        ("1 h, 2 % up to 5 s late", &[("1h", HOUR, 1)], 0.02),
+        (
+            "10 min and 1 h exact, 1 d and 30 d in tiles",
+            &[("10m", 10 * MINUTE, 1), ("1h", HOUR, 1), WINDOWS[1], WINDOWS[2]],
+            0.0,
+        ),
+    ];
+    for (name, windows, late) in cases {
+        let plan = plan(vec![group(column("amount", DataType::Float64), windows)], Duration::from_secs(5));
+        let mut task = Task::new(Engine::new(&plan).expect("a valid plan"), 0);
+        let mut stream = Stream::new(0.14, late, 700);
+        // Until the longest exact window is full.
+        for _ in 0..2700 {
+            let batch = stream.poll();
+            apply(&mut task, batch);
+        }
+        measure(&mut group_of, name, &mut task, &mut stream);
     }
     group_of.finish();
 }
@@ -253,5 +294,5 @@ fn memory(_: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, throughput, memory);
+criterion_group!(benches, throughput, exact, memory);
 criterion_main!(benches);

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::plan::{BrokerPlan, Format, GroupPlan, MonitorWindow, OnlinePlan, Plan, WindowPlan};
 use super::units::{label, label_bytes, label_ms};
-use crate::window::state_bytes;
+use crate::window::{EXACT, state_bytes};
 
 impl Plan {
     /// Describes the plan for a person: where things are, sources, windows and their tiles, features, state, topics, and
@@ -97,6 +97,17 @@ impl Plan {
                 label_bytes(state.least),
                 label_bytes(state.most)
             );
+            for single in &state.single {
+                let a_second = usize::try_from(single.length_ms / 1000).unwrap_or(usize::MAX);
+                let _ = writeln!(
+                    out,
+                    "  and each event of the last {} of {}, for its exact windows: {} B each; one a second would be {}",
+                    label_ms(single.length_ms),
+                    self.sources[single.source].name,
+                    single.bytes,
+                    label_bytes(a_second.saturating_mul(single.bytes))
+                );
+            }
         }
     }
 
@@ -187,6 +198,9 @@ impl Plan {
 /// How a window's tail moves: `tiles of 12h: the tail moves by 1.7 % of the window`.
 fn tiles(window: &WindowPlan) -> Option<String> {
     let length = window.length_ms?;
+    if window.tile_ms == EXACT {
+        return Some("exact: the tail moves with every millisecond".to_owned());
+    }
     let share = 100.0 * window.tile_ms as f64 / length as f64;
     Some(format!("in tiles of {}: the tail moves by {share:.1} % of the window", label_ms(window.tile_ms)))
 }

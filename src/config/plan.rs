@@ -288,7 +288,7 @@ pub struct WindowPlan {
     pub length_ms: Option<i64>,
     /// Tile length in milliseconds: the tail moves in steps of this, so that the value at *t* covers
     /// `(floor((t − length) / tile) · tile, t]`. Divides the length, one day (or is a multiple of it), and every larger
-    /// window's tile. 0 for a lifetime.
+    /// window's tile. 1 for an exact window: its events are kept one by one. 0 for a lifetime.
     pub tile_ms: i64,
 }
 

@@ -232,6 +232,9 @@ pub struct GroupSpec {
     /// Steps in which a window's tail moves, by window: `{ "90d" = "1d" }`. Default: about a fiftieth of the window.
     #[serde(default)]
     pub tile: IndexMap<String, String>,
+    /// The windows' tails move with every millisecond. Keeps all events of the longest window in memory.
+    #[serde(default)]
+    pub exact: bool,
 }
 
 /// Scoring.

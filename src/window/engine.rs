@@ -312,12 +312,26 @@ fn row_schema(plan: &Plan) -> SchemaRef {
 }
 
 /// Prediction of an entity's state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StateBytes {
     /// With one event in every source.
     pub least: usize,
-    /// With events in every tile of every window. Events within a source's out-of-order bound come on top.
+    /// With events in every tile of every window. Events within a source's out-of-order bound and those of exact windows
+    /// come on top.
     pub most: usize,
+    /// What exact windows keep besides, by source that has any.
+    pub single: Vec<SingleEvents>,
+}
+
+/// The single events that a source's exact windows keep of one entity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SingleEvents {
+    /// Index of the source in the plan.
+    pub source: usize,
+    /// All events of so many milliseconds are kept: the longest exact window.
+    pub length_ms: i64,
+    /// Bytes each.
+    pub bytes: usize,
 }
 
 /// Predicts the bytes of state of one entity, its key taken to have 16 bytes.
@@ -326,11 +340,16 @@ pub struct StateBytes {
 /// As [`Engine::new`], but for expressions.
 pub fn state_bytes(plan: &Plan) -> Result<StateBytes, WindowError> {
     let entity = size_of::<Entity>() + 2 * size_of::<u32>() + 20;
-    let mut bytes = StateBytes { least: entity, most: entity };
+    let mut bytes = StateBytes { least: entity, most: entity, single: Vec::new() };
     for source in 0..plan.sources.len() {
-        let (least, most) = Outline::new(plan, source)?.layout.state_bytes();
+        let layout = Outline::new(plan, source)?.layout;
+        let (least, most) = layout.state_bytes();
         bytes.least += size_of::<State>() + least;
         bytes.most += size_of::<State>() + most;
+        if !layout.windows.exact().is_empty() {
+            let length_ms = layout.windows.longest_exact();
+            bytes.single.push(SingleEvents { source, length_ms, bytes: layout.single_event_bytes() });
+        }
     }
     Ok(bytes)
 }

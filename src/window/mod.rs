@@ -11,7 +11,8 @@
 //! What a value means:
 //!
 //! - A window of length *w* with tiles of length *τ*, as of *t*, covers the events in `(floor((t − w)/τ)·τ, t]`. Events of
-//!   the instant *t* itself count if they come before the asking event in (source order, offset) order, or are it.
+//!   the instant *t* itself count if they come before the asking event in (source order, offset) order, or are it. An
+//!   exact window has tiles of a millisecond: it covers `(t − w, t]`.
 //! - An event whose filter is not true, or whose `of` value is null or not finite, is not there for that group.
 //! - An empty window has count 0 and sum 0; every other function is null. `std` is the sample standard deviation, null for
 //!   fewer than two values. A sum of integers that does not fit 64 bits is null, and so is a float result that is not finite.
@@ -22,6 +23,7 @@ mod aggregate;
 mod double_double;
 mod engine;
 mod entities;
+mod exact;
 mod ordered;
 mod prepare;
 mod rows;
@@ -42,9 +44,9 @@ use arrow::array::RecordBatch;
 
 use crate::broker::NextOffset;
 
-pub use engine::{Engine, StateBytes, state_bytes};
+pub use engine::{Engine, SingleEvents, StateBytes, state_bytes};
 pub use task::Task;
-pub(crate) use tile::Window;
+pub(crate) use tile::{EXACT, Window};
 
 /// Columns of a feature batch that are not entity keys or features. Entity keys come first, then these, then all features.
 pub mod row_columns {

@@ -61,6 +61,15 @@ impl<'a> Cursor<'a> {
     }
 }
 
+/// A step of a [`ChunkCursor`].
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Piece<'a> {
+    /// A single event.
+    Row(&'a [u64]),
+    /// All events of a chunk.
+    Chunk(&'a Chunk),
+}
+
 /// Chunks from the newest to the oldest, whole where a window covers them.
 pub(super) struct ChunkCursor<'a> {
     chunks: &'a [Chunk],
@@ -75,23 +84,35 @@ impl<'a> ChunkCursor<'a> {
         Self { chunks: &chunks[..whole], open: Cursor::up_to(open, width, as_of) }
     }
 
+    /// The next event or whole chunk, if all of it is after `cut`; of a chunk that is so in part, the events that are.
+    pub fn after(&mut self, cut: i64) -> Option<Piece<'a>> {
+        if let Some(row) = self.open.after(cut) {
+            return Some(Piece::Row(row));
+        }
+        let (last, before) = self.chunks.split_last()?;
+        if !self.open.items.is_empty() || last.last(self.open.width) <= cut {
+            return None;
+        }
+        self.chunks = before;
+        if last.first() > cut {
+            return Some(Piece::Chunk(last));
+        }
+        self.open = Cursor { items: &last.rows, width: self.open.width };
+        self.open.after(cut).map(Piece::Row)
+    }
+
     /// Adds the events after `cut` to `sum`; `tail` becomes the time of the oldest.
     pub fn fold(&mut self, lanes: &Lanes, cut: i64, sum: &mut [u64], tail: &mut i64) {
-        loop {
-            while let Some(row) = self.open.after(cut) {
-                *tail = (*tail).min(row[0] as i64);
-                lanes.add_earlier(sum, row);
-            }
-            let Some((last, before)) = self.chunks.split_last() else { return };
-            if !self.open.items.is_empty() || last.last(self.open.width) <= cut {
-                return;
-            }
-            self.chunks = before;
-            if last.first() > cut {
-                *tail = (*tail).min(last.first());
-                lanes.unite(sum, &last.lanes);
-            } else {
-                self.open = Cursor { items: &last.rows, width: self.open.width };
+        while let Some(piece) = self.after(cut) {
+            match piece {
+                Piece::Row(row) => {
+                    *tail = (*tail).min(row[0] as i64);
+                    lanes.add_earlier(sum, row);
+                }
+                Piece::Chunk(chunk) => {
+                    *tail = (*tail).min(chunk.first());
+                    lanes.unite(sum, &chunk.lanes);
+                }
             }
         }
     }

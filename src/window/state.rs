@@ -14,10 +14,14 @@
 //! An entity with tiles also keeps its windows *running*: aggregates as of its newest event that each new event joins,
 //! each valid until an event drops out of its tail. An event in order then costs as much as its windows have lanes.
 //!
+//! What an exact window covers is not merged: it stays rows and chunks. Of such a window only the newer part is running,
+//! and each event that drops out of the older part takes an aggregate off a stack (see `exact.rs`).
+//!
 //! Of two events at the same time, the one inserted later counts as the newer. Rows and chunks keep such events in order;
 //! chunks are cut between different times; and what is in a tile was inserted before any row of the same time.
 
 use super::aggregate::Lanes;
+use super::exact::{Raw, Tail};
 use super::ordered::{Chunk, ChunkCursor, ChunkRows, Cursor, count_up_to, insert_sorted, visit};
 use super::tile::{Limits, Windows};
 
@@ -40,7 +44,7 @@ pub(super) struct Layout {
     /// Words of a tile: its end, then lanes.
     pub tile: usize,
     /// Words of a running window: `edge`, `tail`, then lanes. It holds exactly the events after any instant `cut` with
-    /// `edge <= cut < tail`.
+    /// `edge <= cut < tail`. Of an exact window it holds those after `edge`, of which `tail` is the oldest.
     pub window: usize,
     /// So many rows take as much memory as a tile.
     rows_per_tile: usize,
@@ -71,6 +75,8 @@ struct Dense {
     beyond: Vec<u64>,
     /// Running windows, or nothing.
     running: Vec<u64>,
+    /// The older parts of the exact ones among them.
+    tails: Vec<Tail>,
     /// Time of the newest event.
     newest: i64,
     /// Time of the newest event that was merged into a tile.
@@ -127,6 +133,14 @@ impl Layout {
         let words = self.windows.most_tiles() * self.tile + self.windows_words() + 2 * FEW_ROWS * self.row;
         (8 * self.row.next_power_of_two().max(4), size_of::<Dense>() + 8 * words)
     }
+
+    /// Bytes of an event that is kept for exact windows, where there are many: its row, its part of a chunk's aggregate, and
+    /// for each exact window its part of a stack, which holds every chunk of half a window and the events of one.
+    pub fn single_event_bytes(&self) -> usize {
+        8 * self.row
+            + (8 * self.lanes.width() + size_of::<Chunk>()).div_ceil(CHUNK_ROWS)
+            + self.windows.exact().len() * (8 * self.window).div_ceil(2 * CHUNK_ROWS)
+    }
 }
 
 impl State {
@@ -169,24 +183,41 @@ impl State {
         let Some(dense) = &mut self.dense else {
             return self.fold(layout, as_of, cuts, out);
         };
-        if as_of < dense.newest {
+        let mut exact = dense.tails.iter().zip(layout.windows.exact());
+        if as_of < dense.newest || exact.any(|(tail, &window)| tail.is_after(cuts[window])) {
             return self.fold(layout, as_of, cuts, out);
         }
-        let stale = if dense.running.is_empty() {
-            Some(cuts.len() - 1)
+        let (mut running, mut tails) = (std::mem::take(&mut dense.running), std::mem::take(&mut dense.tails));
+        let tiled = |window: usize| !layout.windows.is_exact(window);
+        let stale = if running.is_empty() {
+            tails.clear();
+            running.resize(layout.windows_words(), 0);
+            (0..cuts.len()).rposition(tiled)
         } else {
-            let windows = dense.running.chunks_exact(layout.window);
-            windows.zip(cuts).rposition(|(window, &cut)| !(window[0] as i64 <= cut && cut < window[1] as i64))
+            let windows = running.chunks_exact(layout.window).zip(cuts).enumerate();
+            windows.rev().find_map(|(at, (window, &cut))| {
+                (!(window[0] as i64 <= cut && cut < window[1] as i64) && tiled(at)).then_some(at)
+            })
         };
         if let Some(stale) = stale {
-            let mut running = std::mem::take(&mut dense.running);
-            running.resize(layout.windows_words(), 0);
-            self.fold(layout, as_of, &cuts[..=stale], &mut running);
-            out.copy_from_slice(&running);
-            self.dense.as_mut().expect("folding changes nothing").running = running;
-        } else {
-            out.copy_from_slice(&dense.running);
+            self.fold(layout, as_of, &cuts[..=stale], out);
+            for window in (0..=stale).filter(|&window| tiled(window)) {
+                let words = window * layout.window..(window + 1) * layout.window;
+                running[words.clone()].copy_from_slice(&out[words]);
+            }
         }
+        let dense = self.dense.as_deref().expect("it was there above, and folding changes nothing");
+        let raw = Raw { rows: &self.rows, chunks: &dense.chunks, newest: dense.newest, merged: dense.merged };
+        tails.resize_with(layout.windows.exact().len(), Tail::default);
+        for (tail, &window) in tails.iter_mut().zip(layout.windows.exact()) {
+            tail.follow(layout, raw, cuts[window], &mut running[window * layout.window..][..layout.window]);
+        }
+        out.copy_from_slice(&running);
+        for (tail, &window) in tails.iter().zip(layout.windows.exact()) {
+            tail.unite_with(layout, &mut out[layout.window_lanes(window)..][..layout.lanes.width()]);
+        }
+        let dense = self.dense.as_mut().expect("it was there above");
+        (dense.running, dense.tails) = (running, tails);
     }
 
     /// Adds up the first `cuts.len()` windows, each from the one before: newest events first.
@@ -195,6 +226,12 @@ impl State {
         let mut rows = Cursor::up_to(&self.rows, layout.row, as_of);
         let mut rest = self.dense.as_deref().map(|dense| dense.cursors(layout, as_of));
         let mut tail = i64::MAX;
+        // All that the exact windows and the shorter ones cover are single events, unless the asking source was idle and
+        // comes back with old events: then tiles are all that is left of it.
+        let mut first_tiled = layout.windows.first_tiled();
+        if self.dense.as_ref().is_some_and(|dense| as_of < dense.merged) {
+            first_tiled = 0;
+        }
         for (window, &cut) in cuts.iter().enumerate() {
             let (done, slot) = out.split_at_mut(window * layout.window);
             let slot = &mut slot[..layout.window];
@@ -211,11 +248,16 @@ impl State {
             let mut edge = rows.peek();
             if let Some((dense, chunks, tiles)) = &mut rest {
                 chunks.fold(lanes, cut, sum, &mut tail);
-                while let Some(tile) = tiles.after(cut) {
-                    tail = tail.min(tile[0] as i64);
-                    lanes.unite(sum, &tile[1..]);
+                edge = edge.max(chunks.peek());
+                if window < first_tiled {
+                    edge = edge.max(dense.merged);
+                } else {
+                    while let Some(tile) = tiles.after(cut) {
+                        tail = tail.min(tile[0] as i64);
+                        lanes.unite(sum, &tile[1..]);
+                    }
+                    edge = edge.max(tiles.peek());
                 }
-                edge = edge.max(chunks.peek()).max(tiles.peek());
                 if cut == i64::MIN && !dense.beyond.is_empty() {
                     lanes.unite(sum, &dense.beyond);
                 }
@@ -259,7 +301,7 @@ impl State {
         if std::mem::take(&mut dense.active) {
             return;
         }
-        dense.running = Vec::new();
+        (dense.running, dense.tails) = (Vec::new(), Vec::new());
         self.merge(layout, horizon);
         self.rows.shrink_to_fit();
         let few = self.rows.len() < FEW_ROWS * layout.row;
@@ -297,20 +339,18 @@ impl State {
     }
 
     /// The state of which [`State::parts`] were these, the rows of its chunks among `rows`.
-    pub fn from_parts(layout: &Layout, rows: Vec<u64>, tiles: Vec<u64>, beyond: Vec<u64>, merged: i64) -> Self {
+    pub fn from_parts(layout: &Layout, mut rows: Vec<u64>, tiles: Vec<u64>, beyond: Vec<u64>, merged: i64) -> Self {
         let count = rows.len() / layout.row;
         let newest = count.checked_sub(1).map_or(merged, |last| merged.max(rows[last * layout.row] as i64));
-        let dense = (!tiles.is_empty() || !beyond.is_empty() || count > FEW_ROWS).then(|| {
-            Box::new(Dense {
-                tiles,
-                beyond,
-                newest,
-                merged,
-                merge_at: (count + 1).max(FEW_ROWS),
-                active: true,
-                ..Dense::default()
-            })
-        });
+        let mut dense = (!tiles.is_empty() || !beyond.is_empty() || count > FEW_ROWS)
+            .then(|| Box::new(Dense { tiles, beyond, newest, merged, active: true, ..Dense::default() }));
+        if let Some(dense) = &mut dense {
+            // A whole exact window of single events is not to be read one by one until the first merge.
+            if !layout.windows.exact().is_empty() {
+                dense.seal_chunks(layout, i64::MIN, &mut rows);
+            }
+            dense.merge_at = (rows.len() / layout.row + 1).max(FEW_ROWS);
+        }
         Self { rows, dense }
     }
 
@@ -334,6 +374,9 @@ impl State {
         for window in dense.running.chunks_exact_mut(layout.window) {
             visit(&mut window[WINDOW_HEAD..], width, 0, lanes, &mut change);
         }
+        for tail in &mut dense.tails {
+            visit(&mut tail.items, layout.window, WINDOW_HEAD, lanes, &mut change);
+        }
     }
 }
 
@@ -348,6 +391,7 @@ impl Dense {
                 layout.lanes.add_later(&mut window[WINDOW_HEAD..], row);
             }
         }
+        self.tails.iter_mut().for_each(|tail| tail.disturb(time));
     }
 
     fn cursors<'a>(&'a self, layout: &'a Layout, as_of: i64) -> (&'a Self, ChunkCursor<'a>, Cursor<'a>) {
@@ -471,10 +515,11 @@ impl Dense {
     /// Inserts an event that lies among the chunks.
     fn insert_in_chunk(&mut self, layout: &Layout, row: &[u64]) -> bool {
         let time = row[0] as i64;
-        let index = self.chunks.partition_point(|chunk| chunk.last(layout.row) < time);
-        if index == self.chunks.len() || time < self.chunks[0].first() {
+        let beyond = |chunk: &Chunk| chunk.last(layout.row) < time;
+        if self.chunks.last().is_none_or(beyond) || time < self.chunks[0].first() {
             return false;
         }
+        let index = self.chunks.partition_point(beyond);
         let chunk = &mut self.chunks[index];
         insert_sorted(&mut chunk.rows, layout.row, row);
         layout.lanes.add_later(&mut chunk.lanes, row);
@@ -493,6 +538,8 @@ impl Dense {
 
     fn count_bytes(&self) -> usize {
         let chunks: usize = self.chunks.iter().map(|chunk| 8 * (chunk.rows.capacity() + chunk.lanes.len())).sum();
+        let tails: usize = self.tails.iter().map(|tail| size_of::<Tail>() + 8 * tail.items.capacity()).sum();
+        let chunks = chunks + tails;
         let words = self.tiles.capacity() + self.beyond.capacity() + self.running.capacity();
         size_of::<Self>() + 8 * words + chunks + size_of::<Chunk>() * self.chunks.capacity()
     }

@@ -430,5 +430,6 @@ impl Horizon {
         let after = on.is_some_and(|on| index > on);
         self.merge = if after { horizon.saturating_sub(1) } else { horizon };
         layout.windows.limits(horizon, &mut self.limits);
+        self.merge = self.merge.min(self.limits.single);
     }
 }

@@ -2,6 +2,9 @@
 
 use super::WindowError;
 
+/// The tile of an exact window: event times are whole milliseconds.
+pub(crate) const EXACT: i64 = 1;
+
 /// One window of a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Window {
@@ -9,14 +12,20 @@ pub(crate) struct Window {
     pub label: String,
     /// Milliseconds.
     pub length: i64,
-    /// Length of the steps in which its tail moves, milliseconds.
+    /// Length of the steps in which its tail moves, milliseconds; [`EXACT`] for an exact window.
     pub tile: i64,
 }
 
 impl Window {
+    /// Whether its tail moves with every millisecond: it is added up from single events, not from tiles.
+    pub fn is_exact(&self) -> bool {
+        self.tile == EXACT
+    }
+
     /// Where the window as of `as_of` begins: it holds the events after this instant.
     pub fn cut(&self, as_of: i64) -> i64 {
-        floor(as_of.saturating_sub(self.length), self.tile)
+        let start = as_of.saturating_sub(self.length);
+        if self.is_exact() { start } else { floor(start, self.tile) }
     }
 
     /// Whether this window and another one of the same source can be read from the same tiles: one tile has to divide the
@@ -38,8 +47,11 @@ impl Window {
 pub(super) struct Windows {
     /// Shortest first. For the same instant, each begins no earlier than the next.
     windows: Vec<Window>,
-    /// Distinct tile lengths, ascending; each divides the next. For each: how many windows have a shorter tile.
+    /// Distinct tile lengths, ascending; each divides the next. For each: which windows have a shorter tile. Only of the
+    /// windows that are read from tiles.
     levels: Vec<(i64, Vec<usize>)>,
+    /// Which windows are exact. What one of them or a shorter window covers is kept as single events.
+    exact: Vec<usize>,
     /// All events ever, besides.
     pub lifetime: bool,
 }
@@ -51,6 +63,8 @@ pub(super) struct Limits {
     ends: Vec<i64>,
     /// What lies at or before this instant is in no window any more.
     pub oldest: i64,
+    /// What lies after this instant is in an exact window, and stays single events.
+    pub single: i64,
 }
 
 impl Windows {
@@ -71,12 +85,14 @@ impl Windows {
                 }
             }
         }
-        let mut tiles: Vec<i64> = windows.iter().map(|window| window.tile).collect();
+        let exact: Vec<usize> = (0..windows.len()).filter(|&window| windows[window].is_exact()).collect();
+        let first_tiled = exact.last().map_or(0, |last| last + 1);
+        let mut tiles: Vec<i64> = windows[first_tiled..].iter().map(|window| window.tile).collect();
         tiles.sort_unstable();
         tiles.dedup();
-        let finer = |tile: i64| (0..windows.len()).filter(|&window| windows[window].tile < tile).collect();
+        let finer = |tile: i64| (first_tiled..windows.len()).filter(|&window| windows[window].tile < tile).collect();
         let levels = tiles.iter().map(|&tile| (tile, finer(tile))).collect();
-        Ok(Self { windows, levels, lifetime })
+        Ok(Self { windows, levels, exact, lifetime })
     }
 
     /// Index of a window, by length and tile; a lifetime is after all others.
@@ -92,11 +108,33 @@ impl Windows {
         self.windows.len() + usize::from(self.lifetime)
     }
 
+    /// Indexes of the exact windows, ascending.
+    #[inline]
+    pub fn exact(&self) -> &[usize] {
+        &self.exact
+    }
+
+    /// Whether the window with this index is exact.
+    #[inline]
+    pub fn is_exact(&self, window: usize) -> bool {
+        self.windows.get(window).is_some_and(Window::is_exact)
+    }
+
+    /// Index of the first window that is read from tiles: the one after the longest exact one.
+    pub fn first_tiled(&self) -> usize {
+        self.exact.last().map_or(0, |last| last + 1)
+    }
+
+    /// Length of the longest exact window, ms; 0 for none.
+    pub fn longest_exact(&self) -> i64 {
+        self.exact.last().map_or(0, |&last| self.windows[last].length)
+    }
+
     /// Most tiles that one entity can have.
     pub fn most_tiles(&self) -> usize {
-        let mut covered = 0;
+        let mut covered = self.longest_exact();
         let mut tiles = 0;
-        for window in &self.windows {
+        for window in &self.windows[self.first_tiled()..] {
             tiles += usize::try_from((window.length - covered).max(0) / window.tile).unwrap_or(usize::MAX) + 2;
             covered = covered.max(window.length);
         }
@@ -112,6 +150,7 @@ impl Windows {
             }),
         );
         limits.oldest = self.windows.last().map_or(i64::MAX, |window| window.cut(horizon));
+        limits.single = self.exact.last().map_or(i64::MAX, |&last| self.windows[last].cut(horizon));
     }
 
     /// End of the longest tile that may hold an event of this time.
@@ -136,7 +175,7 @@ impl Windows {
 impl Limits {
     /// Before any horizon is known.
     pub fn unknown() -> Self {
-        Self { ends: Vec::new(), oldest: i64::MIN }
+        Self { ends: Vec::new(), oldest: i64::MIN, single: i64::MIN }
     }
 }
 
@@ -165,16 +204,15 @@ impl Cuts {
     }
 
     fn recompute(&mut self, windows: &Windows, as_of: i64) {
-        self.cuts.clear();
+        // Exact windows move with every event; the others are divided anew only when they move, too.
+        self.cuts.resize(windows.len(), i64::MIN);
         (self.from, self.until) = (i64::MIN, i64::MAX);
-        for window in &windows.windows {
-            let cut = window.cut(as_of);
-            self.cuts.push(cut);
+        for (window, cut) in windows.windows.iter().zip(&mut self.cuts) {
+            if !(0..window.tile).contains(&as_of.saturating_sub(window.length).saturating_sub(*cut)) {
+                *cut = window.cut(as_of);
+            }
             self.from = self.from.max(cut.saturating_add(window.length));
             self.until = self.until.min(cut.saturating_add(window.length).saturating_add(window.tile));
-        }
-        if windows.lifetime {
-            self.cuts.push(i64::MIN);
         }
     }
 }

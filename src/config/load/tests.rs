@@ -223,6 +223,7 @@ fn the_definition_changes_with_what_decides_values_and_with_nothing_else() {
         PIPELINE.replace("quantity > 0", "quantity > 1"),
         PIPELINE.replace("/ 720", "/ 721"),
         PIPELINE.replace("\"30d\" = \"1d\"", "\"30d\" = \"12h\""),
+        PIPELINE.replace("windows = [\"7d\"]", "windows = [\"7d\"]\nexact = true"),
     ] {
         assert_ne!(definition(&other), original);
     }
@@ -276,6 +277,10 @@ fn the_definition_changes_with_what_decides_values_and_with_nothing_else() {
 // Tiles of two groups of one source.
 #[case("source = \"logins\"", "source = \"purchases\"\ntile = { \"7d\" = \"90s\" }", &["35:17 window `7d` in tiles of 90s and window `1h` of group `spend` in tiles of 1m cannot share state: one tile has to divide the other, and the longer window's be the larger (tile = { \"7d\" = \"3h\" } would do)"])]
 #[case("source = \"logins\"\nfunctions = [\"count\", \"seconds_since_last\"]\nwindows = [\"7d\"]", "source = \"purchases\"\nfunctions = [\"count\"]\nwindows = [\"1h\", \"732h\"]", &["36:18 window `732h` in tiles of 12h and window `30d` of group `spend` in tiles of 1d cannot share state: one tile has to divide the other, and the longer window's be the larger (give window `30d` of group `spend` another tile)"])]
+// Exact windows.
+#[case("tile = {", "exact = true\ntile = {", &["32:10 exact windows have no tiles (leave out `tile`, or make a group without `exact` for the windows with tiles)"])]
+#[case("windows = [\"7d\"]", "windows = [\"lifetime\"]\nexact = true", &["37:1 a lifetime has no tail that could be exact (leave `exact` out)"])]
+#[case("source = \"logins\"\nfunctions = [\"count\", \"seconds_since_last\"]\nwindows = [\"7d\"]", "source = \"purchases\"\nexact = true\nfunctions = [\"count\"]\nwindows = [\"1h\", \"3630s\"]", &["37:18 window `3630s` without tiles and window `1h` of group `spend` in tiles of 1m cannot share state: the exact one has to be longer by a tile at least, or not longer (give window `3630s` another length)"])]
 // SQL, with its place within the string.
 #[case("quantity > 0", "quantiy > 0", &["15:10 unknown column `quantiy` (did you mean `quantity`?)"])]
 #[case("quantity > 0", "quantity", &["15:10 a condition has to be true or false, but this is of type int64 (compare it with something: … > 0)"])]
@@ -444,6 +449,17 @@ fn the_plan_can_be_read() {
         assert!(explained.lines().any(|one| one == line), "{line}\nis not in\n{explained}");
     }
     assert!(explained.contains("state of one customer: "), "{explained}");
+}
+
+#[test]
+fn the_plan_says_what_exact_windows_keep() {
+    let text = PIPELINE.replace("windows = [\"7d\"]", "windows = [\"7d\", \"lifetime\"]\nexact = true");
+    let explained = load_text(&text).unwrap().explain();
+    let (_, line) = explained.split_once("  and each event of the last 7d of logins, for its exact windows: ").unwrap();
+    let (each, rest) = line.split_once(" B each; one a second would be ").unwrap();
+    let (each, all): (f64, f64) = (each.parse().unwrap(), rest.split_once(" MiB").unwrap().0.parse().unwrap());
+    assert!((all - each * 7.0 * 86_400.0 / f64::from(1 << 20)).abs() < 0.1, "{explained}");
+    assert!(explained.contains("exact: the tail moves with every millisecond"), "{explained}");
 }
 
 #[rstest]

@@ -11,7 +11,7 @@ use crate::config::spec::{GroupSpec, Spec};
 use crate::config::{names, units};
 use crate::source::expression::Expression;
 use crate::store::feast;
-use crate::window::Window;
+use crate::window::{EXACT, Window};
 
 /// Name of the prediction among the columns that the monitor watches.
 const SCORE: &str = "score";
@@ -114,6 +114,10 @@ fn shared_tiles(spec: &Spec, site: &Site<'_>, features: &Features, faults: &mut 
     let mut before: Vec<(&GroupPlan, Window)> = Vec::new();
     for group in features.groups.iter().filter(|group| !features.broken_groups.contains(&group.name)) {
         let site = site.get(&group.name);
+        let tiling = |window: &Window| match window.is_exact() {
+            true => "without tiles".to_owned(),
+            false => format!("in tiles of {}", units::label_ms(window.tile)),
+        };
         let own: Vec<Window> = group
             .windows
             .iter()
@@ -133,6 +137,7 @@ fn shared_tiles(spec: &Spec, site: &Site<'_>, features: &Features, faults: &mut 
                 others.clone().map(|(_, theirs)| theirs).chain(neighbours).all(|theirs| tiled.shares_with(theirs))
             };
             let help = match tiles::fitting_tile(window.length, fits) {
+                _ if window.is_exact() => format!("give window `{}` another length", window.label),
                 Some(tile) => format!("tile = {{ \"{}\" = \"{}\" }} would do", window.label, units::label_ms(tile)),
                 None => format!("give window `{}` of group `{}` another tile", theirs.label, other.name),
             };
@@ -143,13 +148,17 @@ fn shared_tiles(spec: &Spec, site: &Site<'_>, features: &Features, faults: &mut 
                 _ => written.value(),
             };
             let message = format!(
-                "window `{}` in tiles of {} and window `{}` of group `{}` in tiles of {} cannot share state: one tile \
-                 has to divide the other, and the longer window's be the larger",
+                "window `{}` {} and window `{}` of group `{}` {} cannot share state: {}",
                 window.label,
-                units::label_ms(window.tile),
+                tiling(window),
                 theirs.label,
                 other.name,
-                units::label_ms(theirs.tile)
+                tiling(theirs),
+                if window.is_exact() || theirs.is_exact() {
+                    "the exact one has to be longer by a tile at least, or not longer"
+                } else {
+                    "one tile has to divide the other, and the longer window's be the larger"
+                }
             );
             faults.report(&place, message, Some(help));
         }
@@ -312,6 +321,20 @@ fn windows(spec: &GroupSpec, site: &Site<'_>, faults: &mut Collector) -> Vec<Win
     windows.sort_by_key(|window| window.length_ms.unwrap_or(i64::MAX));
 
     let tile_site = site.get("tile");
+    if spec.exact {
+        if !windows.is_empty() && windows.iter().all(|window| window.length_ms.is_none()) {
+            let message = "a lifetime has no tail that could be exact";
+            faults.report(&site.get("exact").key(), message, Some("leave `exact` out".into()));
+        }
+        if let Some(label) = spec.tile.keys().next() {
+            let help = "leave out `tile`, or make a group without `exact` for the windows with tiles";
+            faults.report(&tile_site.get(label).key(), "exact windows have no tiles", Some(help.into()));
+        }
+        for window in windows.iter_mut().filter(|window| window.length_ms.is_some()) {
+            window.tile_ms = EXACT;
+        }
+        return windows;
+    }
     for label in spec.tile.keys().filter(|label| !windows.iter().any(|window| window.label == **label)) {
         if !windows_site.has_fault() {
             let help = names::suggestion(label, "windows", windows.iter().map(|window| window.label.as_str()));

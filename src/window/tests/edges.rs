@@ -8,17 +8,17 @@ use crate::broker::NextOffset;
 use crate::window::{Late, WindowError};
 
 /// A task of one source with one group over `amount`.
-fn task(out_of_order_ms: u64, windows: &[WindowPlan]) -> Task {
+pub(super) fn task(out_of_order_ms: u64, windows: &[WindowPlan]) -> Task {
     let group = group("g", 0, Some("amount"), None, windows);
     Task::new(Engine::new(&plan(vec![source("purchases", out_of_order_ms)], vec![group], Some(0))).unwrap(), 3)
 }
 
-fn advance(task: &mut Task) -> crate::window::Applied {
+pub(super) fn advance(task: &mut Task) -> crate::window::Applied {
     let sources = task.next().len();
     task.advance(&TaskClock { caught_up: &vec![true; sources], idle: &vec![false; sources] }, usize::MAX).unwrap()
 }
 
-fn int(row: &Row, name: &str) -> i64 {
+pub(super) fn int(row: &Row, name: &str) -> i64 {
     match &row[name] {
         Cell::Int(value) => *value,
         other => panic!("{name} is {other:?}"),

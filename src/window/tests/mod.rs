@@ -1,6 +1,7 @@
 //! Tests of the engine as a whole: small edge cases, and random streams against an oracle.
 
 mod edges;
+mod exact;
 mod oracle;
 mod properties;
 

@@ -8,9 +8,20 @@ use super::oracle::{Oracle, assert_same};
 use super::*;
 use crate::broker::NextOffset;
 
-/// Tiles divide each other; lengths need not be multiples of them.
-const WINDOWS: [(i64, i64); 8] =
-    [(10, 1), (60, 5), (333, 10), (400, 20), (1000, 20), (5000, 100), (30_000, 500), (0, 0)];
+/// Tiles divide each other; lengths need not be multiples of them. Those with tiles of a millisecond are exact.
+const WINDOWS: [(i64, i64); 11] = [
+    (10, 1),
+    (60, 5),
+    (333, 10),
+    (400, 20),
+    (700, 1),
+    (1000, 20),
+    (4000, 1),
+    (5000, 100),
+    (30_000, 1),
+    (30_000, 500),
+    (0, 0),
+];
 
 const KINDS: [Option<&str>; 4] = [None, Some("a"), Some("b"), Some("")];
 

@@ -148,6 +148,8 @@ impl Trial {
             "sources.<source>.fields.<field>" => "sources.logins.fields.extra",
             "sources.<source>.key.<key>" => "sources.logins.key.customer_id",
             "broker.properties.<property>" => "broker.properties.\"security.protocol\"",
+            // The other group has tiles.
+            "features.<group>.exact" => "features.login.exact",
             key => key,
         };
         let key = [
