@@ -14,6 +14,7 @@ mod definition;
 mod document;
 mod explain;
 pub mod faults;
+mod function;
 mod interpolate;
 mod load;
 pub mod names;

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use super::function::Function;
+
 /// A whole pipeline, ready to run.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -243,40 +245,6 @@ pub struct SourcePlan {
     pub filter: Option<String>,
     /// Added columns: name, SQL over the record and the columns before it, type.
     pub derive: Vec<(Column, String)>,
-}
-
-/// Aggregate functions. See `window/` for each one's exact meaning on empty windows and nulls.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
-#[serde(rename_all = "snake_case")]
-#[allow(missing_docs, reason = "the names are SQL's")]
-pub enum Function {
-    Count,
-    Sum,
-    Mean,
-    Min,
-    Max,
-    /// Sample standard deviation (n − 1).
-    Std,
-    /// Value of the newest event.
-    Last,
-    /// Seconds from the newest event to the instant asked for.
-    SecondsSinceLast,
-}
-
-impl Function {
-    /// The name as written: the middle of the features' names.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Count => "count",
-            Self::Sum => "sum",
-            Self::Mean => "mean",
-            Self::Min => "min",
-            Self::Max => "max",
-            Self::Std => "std",
-            Self::Last => "last",
-            Self::SecondsSinceLast => "seconds_since_last",
-        }
-    }
 }
 
 /// One window of a feature group.

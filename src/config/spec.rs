@@ -219,7 +219,7 @@ pub struct TimeSpec {
 pub struct GroupSpec {
     /// Source whose events are aggregated.
     pub source: String,
-    /// Column to aggregate. Default: none; then only `count` and `seconds_since_last` make sense.
+    /// Column to aggregate. Default: none; then only `count`, `rate` and `seconds_since_last` make sense.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub of: Option<String>,
     /// What to compute.

@@ -12,10 +12,17 @@
 //! | min, max | 1 each | of integers the value; of floats the bits, remapped so that they order as integers |
 //! | newest | 1 | event time of the newest event, `i64::MIN` for none |
 //! | last | 1 | its value |
+//! | oldest | 1 | event time of the oldest event, `i64::MAX` for none |
+//! | first | 1 | its value |
+//! | trues | 1 | number of true values |
+//! | trend | 6 or 8 | see `trend` |
 //!
 //! Lanes of the same events are the same whatever the order in which they were added, except for the last bits of
-//! double-doubles (see `double_double`). Of events of the same time the one added last is the newest, so that whoever
-//! unites sets has to know which of two is the later one: [`Lanes::add_earlier`], [`Lanes::add_later`], [`Lanes::unite`].
+//! double-doubles (see `double_double`). Of events of the same time the one added last is the newest and the one added first
+//! the oldest, so that whoever unites sets has to know which of two is the later one: [`Lanes::add_earlier`],
+//! [`Lanes::add_later`], [`Lanes::unite`].
+
+mod trend;
 
 use super::double_double::DoubleDouble;
 use crate::config::plan::Function;
@@ -46,31 +53,53 @@ pub(super) struct Parts {
     pub max: bool,
     pub newest: bool,
     pub last: bool,
+    pub oldest: bool,
+    pub first: bool,
+    pub trues: bool,
+    pub trend: bool,
 }
 
 impl Parts {
-    /// Adds what `function` reads.
-    pub fn include(&mut self, function: Function) {
+    /// Adds what `function` reads of values of this kind.
+    pub fn include(&mut self, function: Function, kind: ValueKind) {
         match function {
             Function::Count => self.count = true,
             Function::Sum => self.sum = true,
+            Function::Rate if kind == ValueKind::Event => self.count = true,
+            Function::Rate => self.sum = true,
             Function::Mean => (self.count, self.sum) = (true, true),
-            Function::Std => (self.count, self.sum, self.squares) = (true, true, true),
+            Function::Var | Function::Std => (self.count, self.sum, self.squares) = (true, true, true),
             Function::Min => (self.count, self.min) = (true, true),
             Function::Max => (self.count, self.max) = (true, true),
+            Function::First => (self.oldest, self.first) = (true, true),
             Function::Last => (self.newest, self.last) = (true, true),
             Function::SecondsSinceLast => self.newest = true,
+            Function::Slope => (self.count, self.sum, self.trend) = (true, true, true),
+            Function::Ratio => (self.count, self.trues) = (true, true),
         }
     }
 
-    fn width(self) -> usize {
-        usize::from(self.count)
-            + 2 * usize::from(self.sum)
-            + 2 * usize::from(self.squares)
-            + usize::from(self.min)
-            + usize::from(self.max)
-            + usize::from(self.newest)
-            + usize::from(self.last)
+    /// The lanes in their order, by name.
+    fn names(self, kind: ValueKind) -> impl Iterator<Item = &'static str> {
+        let parts = [
+            (self.count, &["count"][..]),
+            (self.sum, &["sum", "sum+"]),
+            (self.squares, &["squares", "squares+"]),
+            (self.min, &["min"]),
+            (self.max, &["max"]),
+            (self.newest, &["newest"]),
+            (self.last, &["last"]),
+            (self.oldest, &["oldest"]),
+            (self.first, &["first"]),
+            (self.trues, &["trues"]),
+            (self.trend, trend::names(kind)),
+        ];
+        parts.into_iter().filter(|(kept, _)| *kept).flat_map(|(_, names)| names).copied()
+    }
+
+    /// The parts up to `last`, which most series have some of.
+    fn common(self) -> Self {
+        Self { oldest: false, first: false, trues: false, trend: false, ..self }
     }
 }
 
@@ -83,6 +112,10 @@ pub(super) struct Series {
     pub value: usize,
     /// Its first lane.
     start: usize,
+    /// Number of its lanes.
+    width: usize,
+    /// How many of them are for the parts up to `last`.
+    common: usize,
 }
 
 /// All series of a source. A row of the source is its event time, then [`Lanes::mask_words`] words with one bit a series
@@ -101,9 +134,10 @@ impl Lanes {
         let series = series
             .iter()
             .map(|&(kind, parts, value)| {
-                let start = width;
-                width += parts.width();
-                Series { kind, parts, value: value.map_or(0, |value| 1 + mask_words + value), start }
+                let (start, own) = (width, parts.names(kind).count());
+                width += own;
+                let value = value.map_or(0, |value| 1 + mask_words + value);
+                Series { kind, parts, value, start, width: own, common: parts.common().names(kind).count() }
             })
             .collect();
         Self { series, width }
@@ -121,26 +155,16 @@ impl Lanes {
 
     /// What the lanes hold, one name a lane.
     pub fn names(&self) -> impl Iterator<Item = String> {
-        self.series.iter().enumerate().flat_map(|(index, series)| {
-            let Parts { count, sum, squares, min, max, newest, last } = series.parts;
-            let parts = [
-                (count, &["count"][..]),
-                (sum, &["sum", "sum+"]),
-                (squares, &["squares", "squares+"]),
-                (min, &["min"]),
-                (max, &["max"]),
-                (newest, &["newest"]),
-                (last, &["last"]),
-            ];
-            let kept = parts.into_iter().filter(|(kept, _)| *kept).flat_map(|(_, names)| names);
-            kept.map(move |name| format!("{index}.{name}")).collect::<Vec<_>>()
-        })
+        let series = self.series.iter().enumerate();
+        series.flat_map(|(index, series)| series.parts.names(series.kind).map(move |name| format!("{index}.{name}")))
     }
 
-    /// The lane that holds the last value of a series, if there is one.
-    pub fn last_lane(&self, series: usize) -> Option<usize> {
+    /// The lanes that hold values of a series as they are in a row.
+    pub fn value_lanes(&self, series: usize) -> impl Iterator<Item = usize> {
         let series = &self.series[series];
-        series.parts.last.then(|| series.start + series.parts.width() - 1)
+        let last = series.parts.last.then(|| series.start + series.common - 1);
+        let first = series.parts.first.then(|| series.start + series.common + 1);
+        last.into_iter().chain(first)
     }
 
     /// Makes `lanes` the empty set.
@@ -159,6 +183,9 @@ impl Lanes {
             }
             if series.parts.newest {
                 lanes[at] = i64::MIN as u64;
+            }
+            if series.parts.oldest {
+                lanes[series.start + series.common] = i64::MAX as u64;
             }
         }
     }
@@ -193,26 +220,35 @@ impl Lanes {
     }
 
     /// Reads functions of one series off its lanes: `put` gets each one's place in `functions` and its value, as the word of
-    /// its type: `i64`, or the bits of an `f64`; for `last` the event's own word.
+    /// its type: `i64`, or the bits of an `f64`; for `first` and `last` the event's own word.
     #[inline]
     pub fn read(
         &self,
         series: usize,
         functions: &[Function],
         lanes: &[u64],
-        as_of: i64,
+        span: Span,
         put: impl FnMut(usize, Option<u64>),
     ) {
         let series = &self.series[series];
-        series.read(functions, &lanes[series.start..], as_of, put);
+        series.read(functions, &lanes[series.start..], span, put);
     }
+}
+
+/// The window that lanes are read for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Span {
+    /// The instant that it is as of.
+    pub as_of: i64,
+    /// Its length; not a number for a lifetime, which no function of the length is asked of.
+    pub seconds: f64,
 }
 
 impl Series {
     #[inline]
     fn add<const LATER: bool>(&self, lanes: &mut [u64], time: i64, value: u64) {
-        let Parts { count, sum, squares, min, max, newest, last } = self.parts;
-        let lanes = &mut lanes[..self.parts.width()];
+        let Parts { count, sum, squares, min, max, newest, last, .. } = self.parts;
+        let lanes = &mut lanes[..self.width];
         let mut at = 0;
         if count {
             lanes[at] += 1;
@@ -257,12 +293,39 @@ impl Series {
                 }
             }
         }
+        if self.common < self.width {
+            self.add_rest::<LATER>(&mut lanes[self.common..], time, value);
+        }
+    }
+
+    /// Adds to what comes after the common lanes. Apart, so that the others stay as fast as they are without.
+    #[inline(never)]
+    fn add_rest<const LATER: bool>(&self, lanes: &mut [u64], time: i64, value: u64) {
+        let Parts { oldest, first, trues, trend, .. } = self.parts;
+        let mut at = 0;
+        if oldest {
+            let known = lanes[at] as i64;
+            if if LATER { time < known } else { time <= known } {
+                lanes[at] = time as u64;
+                if first {
+                    lanes[at + 1] = value;
+                }
+            }
+            at += 1 + usize::from(first);
+        }
+        if trues {
+            lanes[at] += value;
+            at += 1;
+        }
+        if trend {
+            trend::add(self.kind, &mut lanes[at..], time, value);
+        }
     }
 
     #[inline]
     fn unite(&self, lanes: &mut [u64], other: &[u64]) {
-        let Parts { count, sum, squares, min, max, newest, last } = self.parts;
-        let width = self.parts.width();
+        let Parts { count, sum, squares, min, max, newest, last, .. } = self.parts;
+        let width = self.width;
         let (lanes, other) = (&mut lanes[..width], &other[..width]);
         let mut at = 0;
         if count {
@@ -301,12 +364,35 @@ impl Series {
                 lanes[at + 1] = other[at + 1];
             }
         }
+        if self.common < width {
+            self.unite_rest(&mut lanes[self.common..], &other[self.common..]);
+        }
+    }
+
+    #[inline(never)]
+    fn unite_rest(&self, lanes: &mut [u64], other: &[u64]) {
+        let Parts { oldest, first, trues, trend, .. } = self.parts;
+        let mut at = 0;
+        if oldest {
+            // Of the same time, the events of `other` are the earlier ones.
+            if other[at] as i64 <= lanes[at] as i64 {
+                lanes[..=usize::from(first)].copy_from_slice(&other[..=usize::from(first)]);
+            }
+            at += 1 + usize::from(first);
+        }
+        if trues {
+            lanes[at] += other[at];
+            at += 1;
+        }
+        if trend {
+            trend::unite(self.kind, &mut lanes[at..], &other[at..]);
+        }
     }
 
     #[inline]
-    fn read(&self, functions: &[Function], lanes: &[u64], as_of: i64, mut put: impl FnMut(usize, Option<u64>)) {
+    fn read(&self, functions: &[Function], lanes: &[u64], span: Span, mut put: impl FnMut(usize, Option<u64>)) {
         let parts = self.parts;
-        let lanes = &lanes[..parts.width()];
+        let lanes = &lanes[..self.width];
         let count = if parts.count { lanes[0] } else { 0 };
         let sum = usize::from(parts.count);
         let squares = sum + 2 * usize::from(parts.sum);
@@ -322,15 +408,25 @@ impl Series {
                 Function::Sum if self.kind == ValueKind::Float => finite(total.high),
                 Function::Sum => i64::try_from(wide(&[lanes[sum], lanes[sum + 1]]) as i128).ok().map(|sum| sum as u64),
                 Function::Mean if count > 0 => finite(mean.high),
-                Function::Std if count > 1 => {
+                Function::Var | Function::Std if count > 1 => {
                     let lane = |at: usize| [lanes[at], lanes[at + 1]];
-                    self.std(count, total, mean, lane(sum), lane(squares)).and_then(finite)
+                    let variance = self.variance(count, total, mean, lane(sum), lane(squares));
+                    let root = *function == Function::Std;
+                    variance.map(|variance| if root { variance.sqrt() } else { variance }).and_then(finite)
                 }
                 Function::Min if count > 0 => Some(self.unordered(lanes[min])),
                 Function::Max if count > 0 => Some(self.unordered(lanes[max])),
                 Function::Last if known => Some(lanes[newest + 1]),
                 Function::SecondsSinceLast if known => {
-                    Some((as_of.saturating_sub(lanes[newest] as i64) as f64 / 1000.0).to_bits())
+                    Some((span.as_of.saturating_sub(lanes[newest] as i64) as f64 / 1000.0).to_bits())
+                }
+                Function::Rate if self.kind == ValueKind::Event => finite(count as f64 / span.seconds),
+                Function::Rate => finite(total.divided_by(span.seconds).high),
+                Function::First if lanes[self.common] as i64 != i64::MAX => Some(lanes[self.common + 1]),
+                Function::Ratio if count > 0 => finite(lanes[self.trues()] as f64 / count as f64),
+                Function::Slope if count > 1 => {
+                    let trend = &lanes[self.trues() + usize::from(parts.trues)..];
+                    trend::slope(self.kind, count, [lanes[sum], lanes[sum + 1]], trend).and_then(finite)
                 }
                 _ => None,
             };
@@ -338,15 +434,20 @@ impl Series {
         }
     }
 
+    /// The lane of true values, or where it would be.
+    fn trues(&self) -> usize {
+        self.common + usize::from(self.parts.oldest) + usize::from(self.parts.first)
+    }
+
     #[inline]
     fn total(&self, sum: [u64; 2]) -> DoubleDouble {
         if self.kind == ValueKind::Float { double(&sum) } else { DoubleDouble::from_i128(wide(&sum) as i128) }
     }
 
-    /// √((Q − S²/n) / (n − 1)), of integers from exact sums. Of floats the difference is taken in double-double, where less
-    /// than 2⁻⁹⁶ of Q is rounding: values that are all the same have deviation 0.
+    /// (Q − S²/n) / (n − 1), of integers from exact sums. Of floats the difference is taken in double-double, where less
+    /// than 2⁻⁹⁶ of Q is rounding: values that are all the same have variance 0.
     #[inline]
-    fn std(
+    fn variance(
         &self,
         count: u64,
         total: DoubleDouble,
@@ -361,14 +462,14 @@ impl Series {
                 return None;
             }
             if let (Some(squares), Some(square)) = (squares.checked_mul(u128::from(count)), sum.checked_mul(sum)) {
-                return Some(((squares - square) as f64 / (n * (n - 1.0))).sqrt());
+                return Some((squares - square) as f64 / (n * (n - 1.0)));
             }
         }
         let squares =
             if self.kind == ValueKind::Float { double(&squares) } else { DoubleDouble::from_u128(wide(&squares)) };
         let rest = squares.plus_double(total.times(mean).negated()).high;
         let rest = if rest <= squares.high * ROUNDING { 0.0 } else { rest };
-        Some((rest / (n - 1.0)).sqrt())
+        Some(rest / (n - 1.0))
     }
 
     fn unordered(&self, lane: u64) -> u64 {

@@ -43,7 +43,13 @@ impl DoubleDouble {
     /// The square of a float, exactly (unless it leaves the range of floats).
     #[inline]
     pub fn square_of(value: f64) -> Self {
-        let (high, low) = two_product(value, value);
+        Self::product(value, value)
+    }
+
+    /// The product of two floats, exactly (unless it leaves the range of floats).
+    #[inline]
+    pub fn product(a: f64, b: f64) -> Self {
+        let (high, low) = two_product(a, b);
         Self { high, low }
     }
 
@@ -71,6 +77,12 @@ impl DoubleDouble {
         let (product, error) = two_product(self.high, other.high);
         let (high, low) = quick_two_sum(product, error + (self.high * other.low + self.low * other.high));
         Self { high, low }
+    }
+
+    /// Multiplies with a float: exactly where 106 bits hold the product.
+    #[inline]
+    pub fn times_float(self, factor: f64) -> Self {
+        Self::product(self.high, factor).plus_double(Self::product(self.low, factor))
     }
 
     /// Divides by a float.

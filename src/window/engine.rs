@@ -9,7 +9,7 @@ use super::entities::Entity;
 use super::state::{Layout, State};
 use super::tile::{Window, Windows};
 use super::{WindowError, row_columns};
-use crate::config::plan::{Column, DataType, Function, GroupPlan, Plan, SourcePlan};
+use crate::config::plan::{Column, DataType, Function, GroupPlan, Plan, SourcePlan, WindowPlan};
 use crate::source::expression::{Expression, ExpressionError};
 
 /// The windows of a pipeline, shared by all its tasks.
@@ -57,6 +57,8 @@ pub(super) struct Reading {
     pub series: usize,
     /// First lane of the window in the words of all windows.
     pub lanes: usize,
+    /// Length of the window; not a number for a lifetime.
+    pub seconds: f64,
     pub functions: Vec<Function>,
     /// For each function: its index among the features.
     pub columns: Vec<usize>,
@@ -141,9 +143,14 @@ impl Outline {
                 lanes.push((kind, Parts::default(), value));
                 series.len() - 1
             });
-            for (function, _, column) in &group.features {
+            for (function, window, column) in &group.features {
                 check_function(group, *function, column)?;
-                lanes[index].1.include(*function);
+                if function.needs_length() && group.windows[*window].length_ms.is_none() {
+                    let reason = format!("a lifetime has no length, and so no {function}");
+                    return Err(WindowError::Group { group: group.name.clone(), reason });
+                }
+                let kind = lanes[index].0;
+                lanes[index].1.include(*function, kind);
             }
             group_series.push(index);
         }
@@ -160,12 +167,13 @@ impl Outline {
             if group.source == source_index {
                 let series = group_series.next().expect("one a group of this source");
                 for (at, (function, window, _)) in group.features.iter().enumerate() {
-                    let window = &group.windows[*window];
-                    let window = layout.windows.index(window.length_ms, window.tile_ms).expect("collected above");
+                    let WindowPlan { length_ms: length, tile_ms, .. } = group.windows[*window];
+                    let window = layout.windows.index(length, tile_ms).expect("collected above");
                     let lanes = layout.window_lanes(window);
+                    let seconds = length.map_or(f64::NAN, |length| length as f64 / 1000.0);
                     let known = readings.iter().position(|reading| (reading.series, reading.lanes) == (series, lanes));
                     let reading = known.unwrap_or_else(|| {
-                        readings.push(Reading { series, lanes, functions: Vec::new(), columns: Vec::new() });
+                        readings.push(Reading { series, lanes, seconds, functions: Vec::new(), columns: Vec::new() });
                         readings.len() - 1
                     });
                     readings[reading].functions.push(*function);
@@ -204,7 +212,7 @@ impl Source {
             .iter()
             .enumerate()
             .filter(|(_, (_, value))| value.as_ref().is_some_and(text))
-            .filter_map(|(series, _)| layout.lanes.last_lane(series))
+            .flat_map(|(series, _)| layout.lanes.value_lanes(series))
             .collect();
         Ok(Self {
             name: source.name.clone(),
@@ -252,31 +260,16 @@ fn kind(data_type: DataType) -> ValueKind {
     }
 }
 
-/// Type of a function's values, `None` where the column cannot have it.
-fn function_type(function: Function, of: Option<DataType>) -> Option<DataType> {
-    use DataType::{Float64, Int64, Timestamp};
-    match (function, of) {
-        (Function::Count, _) => Some(Int64),
-        (Function::SecondsSinceLast, _) => Some(Float64),
-        (Function::Sum, Some(of @ (Int64 | Float64))) => Some(of),
-        (Function::Mean | Function::Std, Some(Int64 | Float64)) => Some(Float64),
-        (Function::Min | Function::Max, Some(of @ (Int64 | Float64 | Timestamp))) => Some(of),
-        (Function::Last, Some(of)) => Some(of),
-        _ => None,
-    }
-}
-
 fn check_function(group: &GroupPlan, function: Function, column: &Column) -> Result<(), WindowError> {
-    let found =
-        function_type(function, group.of.as_ref().map(|of| of.data_type)).ok_or_else(|| WindowError::Group {
-            group: group.name.clone(),
-            reason: match &group.of {
-                Some(of) => {
-                    format!("{function:?} cannot be taken of `{}`, which is {}", of.name, of.data_type.to_arrow())
-                }
-                None => format!("{function:?} needs a column: set `of`"),
-            },
-        })?;
+    let found = function.output_type(group.of.as_ref().map(|of| of.data_type)).ok_or_else(|| WindowError::Group {
+        group: group.name.clone(),
+        reason: match &group.of {
+            Some(of) => {
+                format!("{function} cannot be taken of `{}`, which is {}", of.name, of.data_type.to_arrow())
+            }
+            None => format!("{function} needs a column: set `of`"),
+        },
+    })?;
     check_type(&group.name, column, found)
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 
+use super::aggregate::Span;
 use super::engine::Engine;
 use super::entities::{Entities, EntityId};
 use super::rows::{Origin, RowBuffer};
@@ -355,7 +356,8 @@ impl Output {
             source.layout.lanes.clear(&mut lanes);
             for reading in &source.readings {
                 let put = |at: usize, value| row.set(reading.columns[at], value);
-                source.layout.lanes.read(reading.series, &reading.functions, &lanes, 0, put);
+                let span = Span { as_of: 0, seconds: reading.seconds };
+                source.layout.lanes.read(reading.series, &reading.functions, &lanes, span, put);
             }
         }
         Self {
@@ -415,7 +417,8 @@ impl Reader {
             state.windows(layout, as_of.last(index), cuts, windows);
             for reading in &source.readings {
                 let put = |at: usize, value| row.set(reading.columns[at], value);
-                layout.lanes.read(reading.series, &reading.functions, &windows[reading.lanes..], as_of.time, put);
+                let span = Span { as_of: as_of.time, seconds: reading.seconds };
+                layout.lanes.read(reading.series, &reading.functions, &windows[reading.lanes..], span, put);
             }
         }
     }

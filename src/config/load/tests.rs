@@ -264,8 +264,10 @@ fn the_definition_changes_with_what_decides_values_and_with_nothing_else() {
 #[case("\"churn.logins\"", "\"churn.predictions\"", &["19:9 `churn.predictions` is one of the pipeline's own topics (driftline writes the pipeline's predictions there)"])]
 #[case("\"churn.logins\"", "\"churn/logins\"", &["19:9 `churn/logins` cannot name a topic (letters, digits, `.`, `_` and `-`, at most 249 of them)"])]
 // Functions and windows.
-#[case("of = \"amount\"", "of = \"channel\"", &["28:14 there is no sum of `channel`, which is of type string (count, last and seconds_since_last take any type)", "28:21 there is no max of `channel`, which is of type string (count, last and seconds_since_last take any type)"])]
+#[case("of = \"amount\"", "of = \"channel\"", &["28:14 there is no sum of `channel`, which is of type string (count, first, last and seconds_since_last take any type)", "28:21 there is no max of `channel`, which is of type string (count, first, last and seconds_since_last take any type)"])]
 #[case("of = \"amount\"\n", "", &["27:14 `sum` needs a column to aggregate (say which: of = \"amount\")", "27:21 `max` needs a column to aggregate (say which: of = \"amount\")"])]
+#[case("functions = [\"sum\", \"max\"]", "functions = [\"sum\", \"rate\", \"ratio\"]", &["28:21 a `lifetime` has no length, and so no rate (ask for it in a group without a lifetime)", "28:29 there is no ratio of `amount`, which is of type float64 (it takes a condition: derive a boolean column of source `purchases` first)"])]
+#[case("of = \"amount\"", "of = \"gift\"", &["28:14 there is no sum of `gift`, which is of type boolean (derive a number from it first: cast(gift as int))", "28:21 there is no max of `gift`, which is of type boolean (derive a number from it first: cast(gift as int))"])]
 #[case("[\"count\", \"seconds_since_last\"]", "[\"count\", \"count\"]", &["35:23 `count` is asked for twice"])]
 #[case("windows = [\"7d\"]", "windows = []", &["36:1 there is nothing to compute: `windows` is empty"])]
 #[case("windows = [\"7d\"]", "windows = [\"7d\", \"168h\", \"1h30m\"]", &["36:18 window `168h` is as long as `7d` (leave one out)", "36:27 `1h30m` is not a window (write a whole number and one unit of s, m, h, d, w, such as 15m, 1h or 30d; or lifetime)"])]

@@ -247,29 +247,13 @@ fn group_plan(
             continue;
         }
         functions.push(*function);
-        let Some(data_type) = output_type(*function, of.as_ref().map(|c| c.data_type)) else { continue };
+        let Some(data_type) = function.output_type(of.as_ref().map(|c| c.data_type)) else { continue };
         for (index, window) in windows.iter().enumerate() {
-            let feature = format!("{name}_{}_{}", function.as_str(), window.label);
+            let feature = format!("{name}_{function}_{}", window.label);
             features.push((*function, index, column(&feature, data_type)));
         }
     }
     Some(GroupPlan { name: name.to_owned(), source: source?, of, filter: spec.filter.clone(), windows, features })
-}
-
-/// Type of a function's values over a column of some type, or over events; `None` where it is unknown or does not fit.
-fn output_type(function: Function, of: Option<DataType>) -> Option<DataType> {
-    match function {
-        Function::Count => Some(DataType::Int64),
-        Function::SecondsSinceLast => Some(DataType::Float64),
-        Function::Sum => of.filter(|t| is_number(*t)),
-        Function::Mean | Function::Std => of.filter(|t| is_number(*t)).map(|_| DataType::Float64),
-        Function::Min | Function::Max => of.filter(|t| is_number(*t) || *t == DataType::Timestamp),
-        Function::Last => of,
-    }
-}
-
-fn is_number(data_type: DataType) -> bool {
-    matches!(data_type, DataType::Int64 | DataType::Float64)
 }
 
 fn functions(spec: &GroupSpec, of: Option<&Column>, site: &Site<'_>, faults: &mut Collector) {
@@ -278,24 +262,32 @@ fn functions(spec: &GroupSpec, of: Option<&Column>, site: &Site<'_>, faults: &mu
     }
     for (index, function) in spec.functions.iter().enumerate() {
         let site = site.item(index);
-        let word = function.as_str();
         if spec.functions[..index].contains(function) {
-            faults.report(&site.value(), format!("`{word}` is asked for twice"), None);
-        } else if spec.of.is_none() && output_type(*function, None).is_none() {
+            faults.report(&site.value(), format!("`{function}` is asked for twice"), None);
+        } else if spec.of.is_none() && function.output_type(None).is_none() {
             let help = "say which: of = \"amount\"";
-            faults.report(&site.value(), format!("`{word}` needs a column to aggregate"), Some(help.into()));
+            faults.report(&site.value(), format!("`{function}` needs a column to aggregate"), Some(help.into()));
         } else if let Some(of) = of
-            && output_type(*function, Some(of.data_type)).is_none()
+            && function.output_type(Some(of.data_type)).is_none()
         {
             let help = match of.data_type {
-                DataType::Boolean => Some(format!("derive a number from it first: cast({} as int)", of.name)),
-                _ => Some("count, last and seconds_since_last take any type".to_owned()),
+                _ if *function == Function::Ratio => {
+                    let source = &spec.source;
+                    format!("it takes a condition: derive a boolean column of source `{source}` first")
+                }
+                DataType::Boolean => format!("derive a number from it first: cast({} as int)", of.name),
+                _ => "count, first, last and seconds_since_last take any type".to_owned(),
             };
             faults.report(
                 &site.value(),
-                format!("there is no {word} of `{}`, which is of type {}", of.name, of.data_type),
-                help,
+                format!("there is no {function} of `{}`, which is of type {}", of.name, of.data_type),
+                Some(help),
             );
+        } else if function.needs_length()
+            && let Some(label) = spec.windows.iter().find(|label| matches!(units::window(label), Ok(None)))
+        {
+            let message = format!("a `{label}` has no length, and so no {function}");
+            faults.report(&site.value(), message, Some("ask for it in a group without a lifetime".into()));
         }
     }
 }

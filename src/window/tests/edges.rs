@@ -86,6 +86,58 @@ fn std_of_integers_is_exact_as_long_as_their_squares_fit() {
 }
 
 #[test]
+fn of_events_at_the_same_time_the_first_to_come_is_the_first() {
+    let kinds = ["b", "a", "c", "d"];
+    let times = [5, 3, 3, 5];
+    let events: Vec<Event> =
+        times.into_iter().zip(kinds).map(|(time, kind)| Event { kind: Some(kind), ..event(time, 1.0) }).collect();
+    let (rows, online) = run_one(group("g", 0, Some("kind"), None, &[window(1000, 100)]), 10, &events);
+    let both = |row: &Row| (row["g_First_1000x100"].clone(), row["g_Last_1000x100"].clone());
+    let text = |text: &str| Cell::Text(text.to_owned());
+    let found: Vec<_> = rows.iter().map(both).collect();
+    assert_eq!(found, [("b", "b"), ("a", "a"), ("a", "c"), ("a", "d")].map(|(first, last)| (text(first), text(last))));
+    assert_eq!(both(&online[0]), (text("a"), text("d")));
+}
+
+/// Forty events a day in tiles of a day, on top of a value that is large beside their differences.
+#[test]
+fn a_trend_over_a_year_of_milliseconds_loses_nothing() {
+    const DAY: i64 = 86_400_000;
+    let start = 1_735_689_600_001;
+    let year = [window(365 * DAY, DAY)];
+    let events: Vec<Event> =
+        (0..365 * 40).map(|at| event(start + at * DAY / 40, 1e9 + (at % 2) as f64 + at as f64 / 16.0)).collect();
+    let (rows, _) = run_one(group("g", 0, Some("amount"), None, &year), 0, &events);
+    // A sixteenth a step, and a zigzag, whose own slope is 3/(n² − 1) a step.
+    let n = events.len() as f64;
+    let steps = 40.0 / 86_400.0;
+    let expected = (1.0 / 16.0 + 3.0 / (n * n - 1.0)) * steps;
+    let found = float(rows.last().unwrap(), &format!("g_Slope_{}x{DAY}", 365 * DAY));
+    assert!((found - expected).abs() <= 1e-15 * expected, "{found:e}, not {expected:e}");
+}
+
+#[test]
+fn rates_are_of_the_whole_window() {
+    let units = |units: i64, time: i64| Event { units: Some(units), ..event(time, 1.0) };
+    let events = [units(7, 0), units(i64::MAX, 500), units(i64::MAX, 600), units(-4, 1600)];
+    let row = |of: Option<&str>| {
+        let (rows, _) = run_one(group("g", 0, of, None, &[window(2000, 100), window(500, 100)]), 0, &events);
+        rows.into_iter().map(|row| row["g_Rate_2000x100"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(row(None), [0.5, 1.0, 1.5, 2.0].map(Cell::float));
+    assert_eq!(row(Some("units"))[0], Cell::float(3.5));
+    assert_eq!(row(Some("units"))[2], Cell::float(2f64.powi(63)), "though the sum does not fit");
+}
+
+#[test]
+fn a_lifetime_has_no_rate() {
+    let mut lifetime = group("g", 0, None, None, &[window(0, 0)]);
+    lifetime.features[0] = (Function::Rate, 0, column("g", DataType::Float64));
+    let error = Engine::new(&plan(vec![source("purchases", 0)], vec![lifetime], Some(0))).unwrap_err();
+    assert!(error.to_string().contains("no rate"), "{error}");
+}
+
+#[test]
 fn empty_windows_count_and_sum_to_zero_and_have_nothing_else() {
     let windows = [window(10, 1), window(0, 0)];
     let group = group("g", 0, Some("amount"), Some("units > 2"), &windows);
@@ -93,7 +145,7 @@ fn empty_windows_count_and_sum_to_zero_and_have_nothing_else() {
     for (name, value) in rows[0].iter().filter(|(name, _)| name.starts_with("g_")) {
         let expected = match name.as_str() {
             "g_Count_10x1" | "g_Count_lifetime" => Cell::Int(0),
-            "g_Sum_10x1" | "g_Sum_lifetime" => Cell::float(0.0),
+            "g_Sum_10x1" | "g_Sum_lifetime" | "g_Rate_10x1" => Cell::float(0.0),
             _ => Cell::Null,
         };
         assert_eq!(*value, expected, "{name}");
@@ -379,7 +431,7 @@ fn refuses_plans_that_cannot_work() {
     assert!(matches!(uneven, WindowError::Tiles { shorter_tile_ms: 30, longer_tile_ms: 100, .. }), "{uneven}");
     let mut texts = group("g", 0, Some("kind"), None, &[window(1000, 100)]);
     texts.features[0].0 = Function::Sum;
-    assert!(engine(vec![texts]).unwrap_err().to_string().contains("Sum cannot be taken of `kind`"));
+    assert!(engine(vec![texts]).unwrap_err().to_string().contains("sum cannot be taken of `kind`"));
     let syntax = engine(vec![group("g", 0, None, Some("units >"), &[window(1000, 100)])]).unwrap_err();
     assert!(matches!(syntax, WindowError::Group { .. }), "{syntax}");
 }

@@ -81,26 +81,25 @@ fn window(length_ms: i64, tile_ms: i64) -> WindowPlan {
 }
 
 fn functions_of(of: Option<DataType>) -> Vec<Function> {
-    use Function::{Count, Last, Max, Mean, Min, SecondsSinceLast, Std, Sum};
+    use Function::{Count, First, Last, Max, Mean, Min, Rate, Ratio, SecondsSinceLast, Slope, Std, Sum, Var};
     match of {
-        None => vec![Count, SecondsSinceLast],
-        Some(DataType::Int64 | DataType::Float64) => vec![Count, Sum, Mean, Min, Max, Std, Last, SecondsSinceLast],
-        Some(DataType::Timestamp) => vec![Count, Min, Max, Last],
-        Some(DataType::Boolean | DataType::String) => vec![Count, Last],
+        None => vec![Count, SecondsSinceLast, Rate],
+        Some(DataType::Int64 | DataType::Float64) => {
+            vec![Count, Sum, Mean, Min, Max, Var, Std, First, Last, SecondsSinceLast, Rate, Slope]
+        }
+        Some(DataType::Timestamp) => vec![Count, Min, Max, First, Last],
+        Some(DataType::Boolean) => vec![Count, First, Last, Ratio],
+        Some(DataType::String) => vec![Count, First, Last],
     }
 }
 
 fn group(name: &str, source: usize, of: Option<&str>, filter: Option<&str>, windows: &[WindowPlan]) -> GroupPlan {
     let of = of.map(field);
-    let functions = functions_of(of.as_ref().map(|of| of.data_type));
+    let data_type = of.as_ref().map(|of| of.data_type);
     let features = windows.iter().enumerate().flat_map(|(index, window)| {
-        let of = of.clone();
-        functions.iter().map(move |&function| {
-            let data_type = match function {
-                Function::Count => DataType::Int64,
-                Function::Mean | Function::Std | Function::SecondsSinceLast => DataType::Float64,
-                _ => of.as_ref().expect("only counts and ages need no column").data_type,
-            };
+        let functions = functions_of(data_type).into_iter();
+        functions.filter(|function| window.length_ms.is_some() || !function.needs_length()).map(move |function| {
+            let data_type = function.output_type(data_type).expect("one of its type's functions");
             (function, index, column(&format!("{name}_{function:?}_{}", window.label), data_type))
         })
     });

@@ -100,8 +100,9 @@ impl<'a> Oracle<'a> {
                     .filter(|(source, _, event)| *source == group.source && event.time > cut && counts(group, event))
                     .collect();
                 events.sort_by_key(|(_, offset, event)| (event.time, *offset));
-                let value =
-                    value(group, *function, time, &events.iter().map(|(_, _, event)| event).collect::<Vec<_>>());
+                let length = group.windows[*window].length_ms;
+                let events: Vec<&Event> = events.iter().map(|(_, _, event)| event).collect();
+                let value = value(group, *function, time, length, &events);
                 row.insert(column.name.to_string(), value);
             }
         }
@@ -123,13 +124,18 @@ fn counts(group: &GroupPlan, event: &Event) -> bool {
     }
 }
 
-fn value(group: &GroupPlan, function: Function, time: i64, events: &[&Event]) -> Cell {
+fn value(group: &GroupPlan, function: Function, time: i64, length: Option<i64>, events: &[&Event]) -> Cell {
     let data_type = group.of.as_ref().map(|of| of.data_type);
     let name = group.of.as_ref().map_or("", |of| of.name.as_ref());
     let integer = |event: &Event| match name {
         "due" => event.units.expect("counted") * 1000,
         "flag" => i64::from(event.units.expect("counted") > 2),
         _ => event.units.expect("counted"),
+    };
+    let own = |event: &Event| match name {
+        "amount" => Cell::float(event.amount.expect("counted")),
+        "kind" => Cell::Text(event.kind.expect("counted").to_owned()),
+        _ => Cell::Int(integer(event)),
     };
     let floats: Vec<f64> = events
         .iter()
@@ -142,11 +148,12 @@ fn value(group: &GroupPlan, function: Function, time: i64, events: &[&Event]) ->
         Function::SecondsSinceLast => {
             events.last().map_or(Cell::Null, |event| Cell::float((time - event.time) as f64 / 1000.0))
         }
-        Function::Last => events.last().map_or(Cell::Null, |event| match name {
-            "amount" => Cell::float(event.amount.expect("counted")),
-            "kind" => Cell::Text(event.kind.expect("counted").to_owned()),
-            _ => Cell::Int(integer(event)),
-        }),
+        Function::First => events.first().map_or(Cell::Null, |event| own(event)),
+        Function::Last => events.last().map_or(Cell::Null, |event| own(event)),
+        Function::Rate => {
+            let seconds = length.expect("a rate needs a length") as f64 / 1000.0;
+            Cell::float(if data_type.is_none() { count } else { floats.iter().sum::<f64>() } / seconds)
+        }
         Function::Sum if is_float => Cell::float(floats.iter().sum::<f64>() + 0.0),
         Function::Sum => {
             let sum: i128 = events.iter().map(|event| i128::from(integer(event))).sum();
@@ -158,13 +165,30 @@ fn value(group: &GroupPlan, function: Function, time: i64, events: &[&Event]) ->
         Function::Max if is_float => Cell::float(floats.iter().copied().fold(f64::NEG_INFINITY, f64::max)),
         Function::Min => Cell::Int(events.iter().map(|event| integer(event)).min().expect("not empty")),
         Function::Max => Cell::Int(events.iter().map(|event| integer(event)).max().expect("not empty")),
-        Function::Std if events.len() < 2 => Cell::Null,
-        Function::Std => {
+        Function::Ratio => Cell::float(events.iter().map(|event| integer(event) as f64).sum::<f64>() / count),
+        Function::Slope => slope(&events.iter().map(|event| event.time).collect::<Vec<_>>(), &floats),
+        Function::Var | Function::Std if events.len() < 2 => Cell::Null,
+        Function::Var | Function::Std => {
             let mean = floats.iter().sum::<f64>() / count;
             let squares: f64 = floats.iter().map(|value| (value - mean) * (value - mean)).sum();
-            Cell::float((squares / (count - 1.0)).sqrt())
+            let variance = squares / (count - 1.0);
+            Cell::float(if function == Function::Std { variance.sqrt() } else { variance })
         }
     }
+}
+
+/// The slope per second as a fraction of whole numbers: values are multiples of 2⁻⁶⁰ here, below 2¹⁰.
+fn slope(times: &[i64], values: &[f64]) -> Cell {
+    let n = times.len() as i128;
+    let times: Vec<i128> = times.iter().map(|time| i128::from(time - times[0])).collect();
+    let total: i128 = times.iter().sum();
+    let below: i128 = times.iter().map(|time| (n * time - total) * time).sum();
+    if below == 0 {
+        return Cell::Null;
+    }
+    let scale = 2f64.powi(60);
+    let above: i128 = times.iter().zip(values).map(|(time, value)| (n * time - total) * (value * scale) as i128).sum();
+    Cell::float(above as f64 / scale / below as f64 * 1000.0)
 }
 
 /// Asserts that two rows are the same, floats to 1e-12 of the largest value that can be in them.

@@ -213,3 +213,49 @@ fn every_bound_holds() {
         }
     }
 }
+
+/// docs/functions.md: each function's name, what it takes, and the type of its values.
+#[test]
+fn the_page_of_functions_is_true() {
+    const ALL: [Option<DataType>; 6] = [
+        None,
+        Some(DataType::Int64),
+        Some(DataType::Float64),
+        Some(DataType::Boolean),
+        Some(DataType::String),
+        Some(DataType::Timestamp),
+    ];
+    let takes = |what: &str| -> Vec<Option<DataType>> {
+        match what {
+            "nothing" => vec![None],
+            "number" => vec![Some(DataType::Int64), Some(DataType::Float64)],
+            "timestamp" => vec![Some(DataType::Timestamp)],
+            "boolean" => vec![Some(DataType::Boolean)],
+            "any column" => ALL[1..].to_vec(),
+            other => panic!("the page says `{other}`"),
+        }
+    };
+    let mut page: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+    for line in include_str!("../../../../docs/functions.md").lines().filter(|line| line.starts_with("| `")) {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        for name in cells[0].split(", ") {
+            let types = page.entry(code(name).expect(line).to_owned()).or_default();
+            for of in cells[1].split(", ").map(|what| what.trim_start_matches("or ")).flat_map(takes) {
+                let of_name = of.map_or("nothing".to_owned(), |of| of.to_string());
+                let value = if cells[2] == "that of `of`" { of_name.clone() } else { cells[2].to_owned() };
+                assert!(types.insert(of_name, value).is_none(), "{line}");
+            }
+        }
+    }
+    let root: Json = serde_json::from_str(&json_schema()).unwrap();
+    let names = root["$defs"]["Function"]["enum"].as_array().unwrap();
+    assert_eq!(page.len(), names.len());
+    for name in names.iter().map(|name| name.as_str().unwrap()) {
+        let function: Function = name.parse().unwrap();
+        let types = ALL.iter().filter_map(|of| {
+            let of_name = of.map_or("nothing".to_owned(), |of| of.to_string());
+            function.output_type(*of).map(|value| (of_name, value.to_string()))
+        });
+        assert_eq!(page[name], types.collect(), "{name}");
+    }
+}

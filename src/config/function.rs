@@ -1,0 +1,135 @@
+//! Aggregate functions: their names, and the types of their values.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::plan::DataType;
+
+/// Aggregate functions. See docs/functions.md for each one's exact meaning on empty windows and nulls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Function {
+    /// Number of events; of values that are not null, where there is a column.
+    Count,
+    /// Sum.
+    Sum,
+    /// Arithmetic mean.
+    Mean,
+    /// Least value.
+    Min,
+    /// Greatest value.
+    Max,
+    /// Sample variance (n − 1).
+    Var,
+    /// Sample standard deviation (n − 1).
+    Std,
+    /// Value of the oldest event.
+    First,
+    /// Value of the newest event.
+    Last,
+    /// Seconds from the newest event to the instant asked for.
+    SecondsSinceLast,
+    /// Events, or the sum of a column, per second of the window's length.
+    Rate,
+    /// Slope of the least-squares line of the value over event time, per second.
+    Slope,
+    /// Share of the events for which a boolean column is true.
+    Ratio,
+}
+
+/// All functions with a name of their own, in the order of the documentation.
+const NAMED: [(&str, Function); 13] = [
+    ("count", Function::Count),
+    ("sum", Function::Sum),
+    ("mean", Function::Mean),
+    ("min", Function::Min),
+    ("max", Function::Max),
+    ("var", Function::Var),
+    ("std", Function::Std),
+    ("first", Function::First),
+    ("last", Function::Last),
+    ("seconds_since_last", Function::SecondsSinceLast),
+    ("rate", Function::Rate),
+    ("slope", Function::Slope),
+    ("ratio", Function::Ratio),
+];
+
+impl Function {
+    /// Type of the values over a column of type `of`, or over events; `None` where there is no such aggregate.
+    pub fn output_type(self, of: Option<DataType>) -> Option<DataType> {
+        use DataType::{Boolean, Float64, Int64, Timestamp};
+        match (self, of) {
+            (Self::Count, _) => Some(Int64),
+            (Self::SecondsSinceLast, _) => Some(Float64),
+            (Self::Rate, None | Some(Int64 | Float64)) => Some(Float64),
+            (Self::Sum, Some(of @ (Int64 | Float64))) => Some(of),
+            (Self::Mean | Self::Var | Self::Std | Self::Slope, Some(Int64 | Float64)) => Some(Float64),
+            (Self::Min | Self::Max, Some(of @ (Int64 | Float64 | Timestamp))) => Some(of),
+            (Self::First | Self::Last, Some(of)) => Some(of),
+            (Self::Ratio, Some(Boolean)) => Some(Float64),
+            _ => None,
+        }
+    }
+
+    /// True where the value depends on how long the window is, so that a lifetime has none.
+    pub fn needs_length(self) -> bool {
+        self == Self::Rate
+    }
+}
+
+/// The name as written: the middle of the features' names.
+impl fmt::Display for Function {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named = NAMED.iter().find(|(_, function)| function == self);
+        f.write_str(named.map_or("", |(name, _)| name))
+    }
+}
+
+/// Not the name of a function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("there is no function of this name")]
+pub struct UnknownFunction;
+
+impl FromStr for Function {
+    type Err = UnknownFunction;
+
+    fn from_str(text: &str) -> Result<Self, UnknownFunction> {
+        NAMED.iter().find(|(name, _)| *name == text).map(|(_, function)| *function).ok_or(UnknownFunction)
+    }
+}
+
+impl serde::Serialize for Function {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Function {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl schemars::JsonSchema for Function {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Function".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        let names: Vec<&str> = NAMED.iter().map(|(name, _)| *name).collect();
+        schemars::json_schema!({ "type": "string", "enum": names })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_lead_to_functions_and_back() {
+        for (name, function) in NAMED {
+            assert_eq!((function.to_string().as_str(), name.parse()), (name, Ok(function)));
+            assert_eq!(serde_json::to_string(&function).unwrap(), format!("\"{name}\""));
+        }
+        assert_eq!("".parse::<Function>(), Err(UnknownFunction));
+    }
+}
