@@ -34,10 +34,14 @@ pub enum Function {
     Slope,
     /// Share of the events for which a boolean column is true.
     Ratio,
+    /// Number of distinct values.
+    Distinct,
+    /// The quantile of this many per mille, 1 to 999: `p50` is 500, `p99_9` is 999.
+    Quantile(u16),
 }
 
 /// All functions with a name of their own, in the order of the documentation.
-const NAMED: [(&str, Function); 13] = [
+const NAMED: [(&str, Function); 14] = [
     ("count", Function::Count),
     ("sum", Function::Sum),
     ("mean", Function::Mean),
@@ -51,6 +55,7 @@ const NAMED: [(&str, Function); 13] = [
     ("rate", Function::Rate),
     ("slope", Function::Slope),
     ("ratio", Function::Ratio),
+    ("distinct", Function::Distinct),
 ];
 
 impl Function {
@@ -58,11 +63,13 @@ impl Function {
     pub fn output_type(self, of: Option<DataType>) -> Option<DataType> {
         use DataType::{Boolean, Float64, Int64, Timestamp};
         match (self, of) {
-            (Self::Count, _) => Some(Int64),
+            (Self::Count, _) | (Self::Distinct, Some(_)) => Some(Int64),
             (Self::SecondsSinceLast, _) => Some(Float64),
             (Self::Rate, None | Some(Int64 | Float64)) => Some(Float64),
             (Self::Sum, Some(of @ (Int64 | Float64))) => Some(of),
-            (Self::Mean | Self::Var | Self::Std | Self::Slope, Some(Int64 | Float64)) => Some(Float64),
+            (Self::Mean | Self::Var | Self::Std | Self::Slope | Self::Quantile(_), Some(Int64 | Float64)) => {
+                Some(Float64)
+            }
             (Self::Min | Self::Max, Some(of @ (Int64 | Float64 | Timestamp))) => Some(of),
             (Self::First | Self::Last, Some(of)) => Some(of),
             (Self::Ratio, Some(Boolean)) => Some(Float64),
@@ -79,6 +86,12 @@ impl Function {
 /// The name as written: the middle of the features' names.
 impl fmt::Display for Function {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Self::Quantile(per_mille) = self {
+            return match per_mille % 10 {
+                0 => write!(f, "p{}", per_mille / 10),
+                tenths => write!(f, "p{}_{tenths}", per_mille / 10),
+            };
+        }
         let named = NAMED.iter().find(|(_, function)| function == self);
         f.write_str(named.map_or("", |(name, _)| name))
     }
@@ -93,9 +106,26 @@ impl FromStr for Function {
     type Err = UnknownFunction;
 
     fn from_str(text: &str) -> Result<Self, UnknownFunction> {
-        NAMED.iter().find(|(name, _)| *name == text).map(|(_, function)| *function).ok_or(UnknownFunction)
+        let named = NAMED.iter().find(|(name, _)| *name == text).map(|(_, function)| *function);
+        named.or_else(|| quantile(text)).ok_or(UnknownFunction)
     }
 }
+
+/// What [`QUANTILES`] describes.
+fn quantile(text: &str) -> Option<Function> {
+    let text = text.strip_prefix('p')?;
+    let (percent, tenths) = match text.split_once('_') {
+        Some((percent, tenths)) => (percent, Some(tenths.parse::<u16>().ok().filter(|tenths| *tenths > 0)?)),
+        None => (text, None),
+    };
+    let per_mille = 10 * percent.parse::<u16>().ok().filter(|percent| *percent < 100)? + tenths.unwrap_or(0);
+    let function = Function::Quantile(per_mille);
+    // Written back, it has to be the same: no leading zeros, no signs, one digit after the underscore.
+    (per_mille > 0 && function.to_string().strip_prefix('p') == Some(text)).then_some(function)
+}
+
+/// Names of quantiles, as a regular expression.
+const QUANTILES: &str = "^p([1-9][0-9]?|[1-9]?[0-9]_[1-9])$";
 
 impl serde::Serialize for Function {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -116,7 +146,13 @@ impl schemars::JsonSchema for Function {
 
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         let names: Vec<&str> = NAMED.iter().map(|(name, _)| *name).collect();
-        schemars::json_schema!({ "type": "string", "enum": names })
+        schemars::json_schema!({
+            "type": "string",
+            "oneOf": [
+                { "enum": names },
+                { "pattern": QUANTILES, "description": "a quantile in percent: p50, p99_9" },
+            ],
+        })
     }
 }
 
@@ -130,6 +166,17 @@ mod tests {
             assert_eq!((function.to_string().as_str(), name.parse()), (name, Ok(function)));
             assert_eq!(serde_json::to_string(&function).unwrap(), format!("\"{name}\""));
         }
-        assert_eq!("".parse::<Function>(), Err(UnknownFunction));
+    }
+
+    #[test]
+    fn quantiles_are_named_in_percent() {
+        for per_mille in 1..1000 {
+            let function = Function::Quantile(per_mille);
+            assert_eq!(function.to_string().parse(), Ok(function));
+        }
+        assert_eq!(Function::Quantile(5).to_string(), "p0_5");
+        for wrong in ["", "p", "p0", "p100", "p05", "p5_0", "p+5", "p99_99", "p_5", "p00_5", "p99.9", "P50", "p5_+5"] {
+            assert_eq!(wrong.parse::<Function>(), Err(UnknownFunction), "{wrong}");
+        }
     }
 }

@@ -7,6 +7,7 @@ use serde_json::{Map, Value as Json};
 
 use super::document::{Collector, Entry, Node, Place, Text, Value};
 use super::names;
+use super::plan::Function;
 use super::spec::Spec;
 
 static SCHEMA: LazyLock<Json> = LazyLock::new(|| {
@@ -108,6 +109,12 @@ fn shape(schema: &Json) -> Shape<'_> {
     }
 }
 
+/// What a schema says about words that it has a pattern for. Only functions have one: `p50`.
+fn pattern(schema: &Json) -> Option<&str> {
+    let mut alternatives = resolve(schema).get("oneOf")?.as_array()?.iter();
+    alternatives.find(|one| one.get("pattern").is_some())?.get("description")?.as_str()
+}
+
 /// A value of the right type for a muted place.
 fn stand_in(schema: &Json) -> Value {
     let text = |text: &str| Value::String(Text::new(text.to_owned(), vec![0; text.len() + 1], false));
@@ -156,13 +163,16 @@ fn check(node: &mut Node, schema: &Json, at: &Context, faults: &mut Collector) {
             return;
         }
         (Value::String(text), Shape::Word(words)) => {
-            if words.contains(&text.value.as_str()) {
+            let pattern = pattern(schema);
+            let is_one = |word: &str| words.contains(&word) || pattern.is_some() && word.parse::<Function>().is_ok();
+            if is_one(&text.value) {
                 return;
             }
-            let meant = synonym(&text.value).filter(|word| words.contains(word));
+            let meant = synonym(&text.value).filter(|word| is_one(word));
             let help = match meant {
                 Some(word) => Some(format!("did you mean `{word}`?")),
-                None => names::suggestion(&text.value, "one of", words.iter().copied()),
+                None => names::suggestion(&text.value, "one of", words.iter().copied())
+                    .or_else(|| pattern.map(|pattern| format!("one of: {}, or {pattern}", words.join(", ")))),
             };
             Some((format!("`{}` is not one of the words that `{}` takes", text.value, at.path), help))
         }
@@ -287,6 +297,8 @@ fn synonym(word: &str) -> Option<&'static str> {
         "per_second" => "rate",
         "trend" | "deriv" => "slope",
         "share" | "fraction" => "ratio",
+        "nunique" | "uniq" | "unique" | "count_distinct" | "approx_distinct" | "cardinality" => "distinct",
+        "median" => "p50",
         "recency" | "since_last" => "seconds_since_last",
         "int" | "integer" | "long" | "int32" | "bigint" => "int64",
         "float" | "double" | "number" | "float32" => "float64",

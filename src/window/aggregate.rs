@@ -16,12 +16,16 @@
 //! | first | 1 | its value |
 //! | trues | 1 | number of true values |
 //! | trend | 6 or 8 | see `trend` |
+//! | distinct | 257 | see `distinct` |
+//! | quantiles | 257 | see `quantile` |
 //!
 //! Lanes of the same events are the same whatever the order in which they were added, except for the last bits of
 //! double-doubles (see `double_double`). Of events of the same time the one added last is the newest and the one added first
 //! the oldest, so that whoever unites sets has to know which of two is the later one: [`Lanes::add_earlier`],
 //! [`Lanes::add_later`], [`Lanes::unite`].
 
+pub(super) mod distinct;
+mod quantile;
 mod trend;
 
 use super::double_double::DoubleDouble;
@@ -57,6 +61,8 @@ pub(super) struct Parts {
     pub first: bool,
     pub trues: bool,
     pub trend: bool,
+    pub distinct: bool,
+    pub quantiles: bool,
 }
 
 impl Parts {
@@ -76,11 +82,13 @@ impl Parts {
             Function::SecondsSinceLast => self.newest = true,
             Function::Slope => (self.count, self.sum, self.trend) = (true, true, true),
             Function::Ratio => (self.count, self.trues) = (true, true),
+            Function::Distinct => self.distinct = true,
+            Function::Quantile(_) => self.quantiles = true,
         }
     }
 
-    /// The lanes in their order, by name.
-    fn names(self, kind: ValueKind) -> impl Iterator<Item = &'static str> {
+    /// The lanes in their order: name and number of words.
+    fn lanes(self, kind: ValueKind) -> impl Iterator<Item = (&'static str, usize)> {
         let parts = [
             (self.count, &["count"][..]),
             (self.sum, &["sum", "sum+"]),
@@ -94,12 +102,20 @@ impl Parts {
             (self.trues, &["trues"]),
             (self.trend, trend::names(kind)),
         ];
-        parts.into_iter().filter(|(kept, _)| *kept).flat_map(|(_, names)| names).copied()
+        let large = [(self.distinct, ("distinct", distinct::WORDS)), (self.quantiles, ("quantiles", quantile::WORDS))];
+        let single = parts.into_iter().filter(|(kept, _)| *kept).flat_map(|(_, names)| names).map(|name| (*name, 1));
+        single.chain(large.into_iter().filter(|(kept, _)| *kept).map(|(_, part)| part))
+    }
+
+    /// Number of words.
+    fn width(self, kind: ValueKind) -> usize {
+        self.lanes(kind).map(|(_, words)| words).sum()
     }
 
     /// The parts up to `last`, which most series have some of.
     fn common(self) -> Self {
-        Self { oldest: false, first: false, trues: false, trend: false, ..self }
+        let Self { count, sum, squares, min, max, newest, last, .. } = self;
+        Self { count, sum, squares, min, max, newest, last, ..Self::default() }
     }
 }
 
@@ -110,12 +126,25 @@ pub(super) struct Series {
     pub parts: Parts,
     /// Word of a row that holds its value; 0 (the time) for [`ValueKind::Event`].
     pub value: usize,
+    /// Word of a row that holds the hash of its value, where the value itself is none (a text's number).
+    hash: Option<usize>,
     /// Its first lane.
     start: usize,
     /// Number of its lanes.
     width: usize,
     /// How many of them are for the parts up to `last`.
     common: usize,
+}
+
+/// A series before its lanes are laid out.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Outline {
+    pub kind: ValueKind,
+    pub parts: Parts,
+    /// Which of the row's values it takes.
+    pub value: Option<usize>,
+    /// Which of them is the hash of that value, where it is a text and the text has to be told from others.
+    pub hash: Option<usize>,
 }
 
 /// All series of a source. A row of the source is its event time, then [`Lanes::mask_words`] words with one bit a series
@@ -127,17 +156,18 @@ pub(super) struct Lanes {
 }
 
 impl Lanes {
-    /// Lays out the lanes of `series`: kind, parts, and which of the row's values it takes.
-    pub fn new(series: &[(ValueKind, Parts, Option<usize>)]) -> Self {
+    /// Lays out the lanes of `series`.
+    pub fn new(series: &[Outline]) -> Self {
         let mask_words = series.len().div_ceil(64);
         let mut width = 0;
         let series = series
             .iter()
-            .map(|&(kind, parts, value)| {
-                let (start, own) = (width, parts.names(kind).count());
+            .map(|&Outline { kind, parts, value, hash }| {
+                let (start, own) = (width, parts.width(kind));
                 width += own;
-                let value = value.map_or(0, |value| 1 + mask_words + value);
-                Series { kind, parts, value, start, width: own, common: parts.common().names(kind).count() }
+                let word = |value: usize| 1 + mask_words + value;
+                let (value, hash) = (value.map_or(0, word), hash.map(word));
+                Series { kind, parts, value, start, width: own, hash, common: parts.common().width(kind) }
             })
             .collect();
         Self { series, width }
@@ -153,10 +183,15 @@ impl Lanes {
         self.series.len().div_ceil(64)
     }
 
-    /// What the lanes hold, one name a lane.
+    /// What the lanes hold, one name a lane; those of more than one word with their number: `0.distinct*257`.
     pub fn names(&self) -> impl Iterator<Item = String> {
         let series = self.series.iter().enumerate();
-        series.flat_map(|(index, series)| series.parts.names(series.kind).map(move |name| format!("{index}.{name}")))
+        series.flat_map(|(index, series)| {
+            series.parts.lanes(series.kind).map(move |(name, words)| match words {
+                1 => format!("{index}.{name}"),
+                _ => format!("{index}.{name}*{words}"),
+            })
+        })
     }
 
     /// The lanes that hold values of a series as they are in a row.
@@ -206,7 +241,7 @@ impl Lanes {
     fn add<const LATER: bool>(&self, lanes: &mut [u64], row: &[u64]) {
         for (index, series) in self.series.iter().enumerate() {
             if row[1 + index / 64] >> (index % 64) & 1 == 1 {
-                series.add::<LATER>(&mut lanes[series.start..], row[0] as i64, row[series.value]);
+                series.add::<LATER>(&mut lanes[series.start..], row);
             }
         }
     }
@@ -246,7 +281,8 @@ pub(super) struct Span {
 
 impl Series {
     #[inline]
-    fn add<const LATER: bool>(&self, lanes: &mut [u64], time: i64, value: u64) {
+    fn add<const LATER: bool>(&self, lanes: &mut [u64], row: &[u64]) {
+        let (time, value) = (row[0] as i64, row[self.value]);
         let Parts { count, sum, squares, min, max, newest, last, .. } = self.parts;
         let lanes = &mut lanes[..self.width];
         let mut at = 0;
@@ -294,14 +330,15 @@ impl Series {
             }
         }
         if self.common < self.width {
-            self.add_rest::<LATER>(&mut lanes[self.common..], time, value);
+            self.add_rest::<LATER>(&mut lanes[self.common..], row);
         }
     }
 
     /// Adds to what comes after the common lanes. Apart, so that the others stay as fast as they are without.
     #[inline(never)]
-    fn add_rest<const LATER: bool>(&self, lanes: &mut [u64], time: i64, value: u64) {
-        let Parts { oldest, first, trues, trend, .. } = self.parts;
+    fn add_rest<const LATER: bool>(&self, lanes: &mut [u64], row: &[u64]) {
+        let (time, value) = (row[0] as i64, row[self.value]);
+        let Parts { oldest, first, trues, trend, distinct, quantiles, .. } = self.parts;
         let mut at = 0;
         if oldest {
             let known = lanes[at] as i64;
@@ -319,6 +356,20 @@ impl Series {
         }
         if trend {
             trend::add(self.kind, &mut lanes[at..], time, value);
+            at += trend::names(self.kind).len();
+        }
+        if distinct {
+            let hash = match (self.hash, self.kind) {
+                (Some(hash), _) => row[hash],
+                // Adding 0 makes +0 of −0, which is the same number.
+                (None, ValueKind::Float) => distinct::hash_word((f64::from_bits(value) + 0.0).to_bits()),
+                (None, _) => distinct::hash_word(value),
+            };
+            distinct::add(&mut lanes[at..], hash);
+            at += distinct::WORDS;
+        }
+        if quantiles {
+            quantile::add(&mut lanes[at..], self.float(value));
         }
     }
 
@@ -371,7 +422,7 @@ impl Series {
 
     #[inline(never)]
     fn unite_rest(&self, lanes: &mut [u64], other: &[u64]) {
-        let Parts { oldest, first, trues, trend, .. } = self.parts;
+        let Parts { oldest, first, trues, trend, distinct, quantiles, .. } = self.parts;
         let mut at = 0;
         if oldest {
             // Of the same time, the events of `other` are the earlier ones.
@@ -386,6 +437,14 @@ impl Series {
         }
         if trend {
             trend::unite(self.kind, &mut lanes[at..], &other[at..]);
+            at += trend::names(self.kind).len();
+        }
+        if distinct {
+            distinct::unite(&mut lanes[at..], &other[at..]);
+            at += distinct::WORDS;
+        }
+        if quantiles {
+            quantile::unite(&mut lanes[at..], &other[at..]);
         }
     }
 
@@ -425,8 +484,12 @@ impl Series {
                 Function::First if lanes[self.common] as i64 != i64::MAX => Some(lanes[self.common + 1]),
                 Function::Ratio if count > 0 => finite(lanes[self.trues()] as f64 / count as f64),
                 Function::Slope if count > 1 => {
-                    let trend = &lanes[self.trues() + usize::from(parts.trues)..];
-                    trend::slope(self.kind, count, [lanes[sum], lanes[sum + 1]], trend).and_then(finite)
+                    let sum = [lanes[sum], lanes[sum + 1]];
+                    trend::slope(self.kind, count, sum, &lanes[self.trend()..]).and_then(finite)
+                }
+                Function::Distinct => Some(distinct::count(&lanes[self.distinct()..])),
+                Function::Quantile(per_mille) => {
+                    quantile::quantile(&lanes[self.quantiles()..], *per_mille).map(f64::to_bits)
                 }
                 _ => None,
             };
@@ -437,6 +500,26 @@ impl Series {
     /// The lane of true values, or where it would be.
     fn trues(&self) -> usize {
         self.common + usize::from(self.parts.oldest) + usize::from(self.parts.first)
+    }
+
+    /// The first lane of the trend, or where it would be.
+    fn trend(&self) -> usize {
+        self.trues() + usize::from(self.parts.trues)
+    }
+
+    /// The first lane of distinct values, or where it would be.
+    fn distinct(&self) -> usize {
+        self.trend() + if self.parts.trend { trend::names(self.kind).len() } else { 0 }
+    }
+
+    /// The first lane of quantiles, or where it would be.
+    fn quantiles(&self) -> usize {
+        self.distinct() + if self.parts.distinct { distinct::WORDS } else { 0 }
+    }
+
+    /// A value as a float.
+    fn float(&self, value: u64) -> f64 {
+        if self.kind == ValueKind::Float { f64::from_bits(value) } else { value as i64 as f64 }
     }
 
     #[inline]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType as ArrowType, Field, Schema, SchemaRef};
 
-use super::aggregate::{Lanes, Parts, ValueKind};
+use super::aggregate::{self, Lanes, Parts, ValueKind};
 use super::entities::Entity;
 use super::state::{Layout, State};
 use super::tile::{Window, Windows};
@@ -37,8 +37,8 @@ pub(super) struct Source {
     pub columns: Vec<Column>,
     /// Which of them are the entity's keys, in the entity's order.
     pub key_columns: Vec<usize>,
-    /// Which of them are aggregated: the values of a row.
-    pub values: Vec<usize>,
+    /// What is aggregated: the values of a row.
+    pub values: Vec<Value>,
     /// Conditions of feature groups.
     pub filters: Vec<Expression>,
     /// For each series: its filter and its value.
@@ -49,6 +49,15 @@ pub(super) struct Source {
     /// Words of a row, and lanes, that hold the number of a text.
     pub text_words: Vec<usize>,
     pub text_lanes: Vec<usize>,
+}
+
+/// A value of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Value {
+    /// Column of the source.
+    pub column: usize,
+    /// The hash of a text stands for it.
+    pub hashed: bool,
 }
 
 /// How the features of one series over one window are read.
@@ -112,7 +121,7 @@ impl Engine {
 
 /// The series, windows and features of one source, before anything is compiled.
 struct Outline {
-    values: Vec<usize>,
+    values: Vec<Value>,
     filters: Vec<(String, String)>,
     series: Vec<(Option<usize>, Option<usize>)>,
     layout: Layout,
@@ -124,13 +133,13 @@ impl Outline {
         let source = &plan.sources[source_index];
         let columns = source_columns(source);
         let groups = || plan.groups.iter().filter(|group| group.source == source_index);
-        let mut values: Vec<usize> = Vec::new();
+        let mut values: Vec<Value> = Vec::new();
         let mut filters: Vec<(String, String)> = Vec::new();
         let mut series: Vec<(Option<usize>, Option<usize>)> = Vec::new();
-        let mut lanes: Vec<(ValueKind, Parts, Option<usize>)> = Vec::new();
+        let mut lanes: Vec<aggregate::Outline> = Vec::new();
         let mut group_series = Vec::new();
         for group in groups() {
-            let value = group.of.as_ref().map(|of| find_value(group, of, &columns, &mut values)).transpose()?;
+            let (value, hash) = find_values(group, &columns, &mut values)?;
             let filter = group.filter.as_ref().map(|sql| {
                 filters.iter().position(|(_, known)| known == sql).unwrap_or_else(|| {
                     filters.push((group.name.clone(), sql.clone()));
@@ -140,17 +149,18 @@ impl Outline {
             let index = series.iter().position(|known| *known == (filter, value)).unwrap_or_else(|| {
                 let kind = group.of.as_ref().map_or(ValueKind::Event, |of| kind(of.data_type));
                 series.push((filter, value));
-                lanes.push((kind, Parts::default(), value));
+                lanes.push(aggregate::Outline { kind, parts: Parts::default(), value, hash: None });
                 series.len() - 1
             });
+            lanes[index].hash = lanes[index].hash.or(hash);
             for (function, window, column) in &group.features {
                 check_function(group, *function, column)?;
                 if function.needs_length() && group.windows[*window].length_ms.is_none() {
                     let reason = format!("a lifetime has no length, and so no {function}");
                     return Err(WindowError::Group { group: group.name.clone(), reason });
                 }
-                let kind = lanes[index].0;
-                lanes[index].1.include(*function, kind);
+                let kind = lanes[index].kind;
+                lanes[index].parts.include(*function, kind);
             }
             group_series.push(index);
         }
@@ -204,7 +214,10 @@ impl Source {
                 reason: format!("the source has no field `{field}` of the type of key `{}`", key.name),
             })?);
         }
-        let text = |value: &usize| columns[outline.values[*value]].data_type == DataType::String;
+        let text = |value: &usize| {
+            let Value { column, hashed } = outline.values[*value];
+            columns[column].data_type == DataType::String && !hashed
+        };
         let layout = outline.layout;
         let text_words = (0..outline.values.len()).filter(text).map(|value| layout.value_word(value)).collect();
         let text_lanes = outline
@@ -236,20 +249,32 @@ fn source_columns(source: &SourcePlan) -> Vec<Column> {
     source.fields.iter().chain(source.derive.iter().map(|(column, _)| column)).cloned().collect()
 }
 
-fn find_value(
+/// The value that a group aggregates, and that of its hash, where the group needs one.
+fn find_values(
     group: &GroupPlan,
-    of: &Column,
     columns: &[Column],
-    values: &mut Vec<usize>,
-) -> Result<usize, WindowError> {
+    values: &mut Vec<Value>,
+) -> Result<(Option<usize>, Option<usize>), WindowError> {
+    let Some(of) = &group.of else { return Ok((None, None)) };
     let column = columns.iter().position(|column| column == of).ok_or_else(|| WindowError::Group {
         group: group.name.clone(),
         reason: format!("its source has no column `{}` of type {}", of.name, of.data_type.to_arrow()),
     })?;
-    Ok(values.iter().position(|&known| known == column).unwrap_or_else(|| {
-        values.push(column);
-        values.len() - 1
-    }))
+    let mut place = |value: Value| {
+        values.iter().position(|known| *known == value).unwrap_or_else(|| {
+            values.push(value);
+            values.len() - 1
+        })
+    };
+    let asks = |function: Function| group.features.iter().any(|(asked, ..)| *asked == function);
+    if of.data_type != DataType::String || !asks(Function::Distinct) {
+        return Ok((Some(place(Value { column, hashed: false })), None));
+    }
+    let hash = place(Value { column, hashed: true });
+    // Texts are not kept where nothing gives them back: of what is worth counting there may be many.
+    let given_back = asks(Function::First) || asks(Function::Last);
+    let value = if given_back { place(Value { column, hashed: false }) } else { hash };
+    Ok((Some(value), Some(hash)))
 }
 
 fn kind(data_type: DataType) -> ValueKind {

@@ -3,6 +3,7 @@
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray};
 use arrow::datatypes::{DataType as ArrowType, Float64Type, Int64Type, TimestampMillisecondType};
 
+use super::aggregate::distinct::hash_text;
 use super::engine::{Engine, Source};
 use super::entities::Keys;
 use super::synchroniser::Prepared;
@@ -75,10 +76,11 @@ impl Source {
         for (row, &time) in rows.chunks_exact_mut(width).zip(&batch.event_times) {
             row[0] = time as u64;
         }
-        for (value, &column) in self.values.iter().enumerate() {
-            let word = self.layout.value_word(value);
+        for (index, value) in self.values.iter().enumerate() {
+            let word = self.layout.value_word(index);
             let words = rows[word..].iter_mut().step_by(width);
-            fill_words(words, batch.columns.column(column), texts);
+            let column = batch.columns.column(value.column);
+            if value.hashed { fill_hashes(words, column) } else { fill_words(words, column, texts) }
         }
         let mut filters: Vec<BooleanArray> = Vec::with_capacity(self.filters.len());
         for filter in &self.filters {
@@ -92,7 +94,7 @@ impl Source {
         for (series, (filter, value)) in self.series.iter().enumerate() {
             let (word, bit) = (1 + series / 64, 1 << (series % 64));
             let filter = filter.map(|filter| &filters[filter]);
-            let value = value.map(|value| batch.columns.column(self.values[value]));
+            let value = value.map(|value| batch.columns.column(self.values[value].column));
             let masks = rows[word..].iter_mut().step_by(width);
             match (filter, value.filter(|value| value.null_count() > 0 || *value.data_type() == ArrowType::Float64)) {
                 (None, None) => masks.for_each(|mask| *mask |= bit),
@@ -135,4 +137,13 @@ fn fill_words<'a>(words: impl Iterator<Item = &'a mut u64>, values: &ArrayRef, t
             }
         }
     }
+}
+
+/// One word a row: the hash of its text. Nulls are any word.
+fn fill_hashes<'a>(words: impl Iterator<Item = &'a mut u64>, values: &ArrayRef) {
+    let values = values.as_string::<i32>();
+    words
+        .enumerate()
+        .filter(|(row, _)| values.is_valid(*row))
+        .for_each(|(row, word)| *word = hash_text(values.value(row)));
 }

@@ -27,7 +27,7 @@ use arrow::datatypes::{DataType as ArrowType, Field, Schema, SchemaRef, Timestam
 use serde::{Deserialize, Serialize};
 
 use super::WindowError;
-use super::engine::{Engine, Source};
+use super::engine::{Engine, Source, Value};
 use super::entities::{Keys, decode_keys};
 use super::ordered::visit;
 use super::state::State;
@@ -208,7 +208,9 @@ fn layout_in_words(engine: &Engine) -> String {
     let line = |source: &Source| {
         let layout = &source.layout;
         let masks = vec!["mask"; layout.lanes.mask_words()];
-        let values: Vec<&str> = source.values.iter().map(|&value| source.columns[value].name.as_ref()).collect();
+        let value =
+            |value: &Value| format!("{}{}", source.columns[value.column].name, if value.hashed { "#" } else { "" });
+        let values: Vec<String> = source.values.iter().map(value).collect();
         let lanes: Vec<String> = layout.lanes.names().collect();
         format!("{} row: time {} {} lanes: {}\n", source.name, masks.join(" "), values.join(" "), lanes.join(" "))
     };

@@ -25,7 +25,7 @@ use super::exact::{Raw, Tail};
 use super::ordered::{Chunk, ChunkCursor, ChunkRows, Cursor, count_up_to, insert_sorted, visit};
 use super::tile::{Limits, Windows};
 
-/// Rows that an entity keeps before anything is merged.
+/// Rows that an entity keeps before anything is merged; more where a window takes as much memory as more rows.
 const FEW_ROWS: usize = 32;
 
 /// Rows in a chunk, at first. Doubles as chunks become many, up to eight times this.
@@ -48,6 +48,8 @@ pub(super) struct Layout {
     pub window: usize,
     /// So many rows take as much memory as a tile.
     rows_per_tile: usize,
+    /// So many rows are kept before anything is merged.
+    few_rows: usize,
 }
 
 /// What may be merged and forgotten.
@@ -110,7 +112,8 @@ impl Layout {
         let tile = 1 + lanes.width();
         let rows_per_tile = tile.div_ceil(row).max(2);
         let window = WINDOW_HEAD + lanes.width();
-        Self { lanes, windows, row, tile, window, rows_per_tile }
+        let few_rows = FEW_ROWS.max(window / row);
+        Self { lanes, windows, row, tile, window, rows_per_tile, few_rows }
     }
 
     /// Words of all windows.
@@ -130,7 +133,7 @@ impl Layout {
 
     /// Bytes of a state with one event, and of one with events in every tile.
     pub fn state_bytes(&self) -> (usize, usize) {
-        let words = self.windows.most_tiles() * self.tile + self.windows_words() + 2 * FEW_ROWS * self.row;
+        let words = self.windows.most_tiles() * self.tile + self.windows_words() + 2 * self.few_rows * self.row;
         (8 * self.row.next_power_of_two().max(4), size_of::<Dense>() + 8 * words)
     }
 
@@ -148,7 +151,7 @@ impl State {
     #[inline]
     pub fn insert(&mut self, layout: &Layout, row: &[u64]) -> bool {
         let time = row[0] as i64;
-        let mut merge_at = FEW_ROWS;
+        let mut merge_at = layout.few_rows;
         if let Some(dense) = &mut self.dense {
             dense.active = true;
             dense.newest = dense.newest.max(time);
@@ -277,7 +280,7 @@ impl State {
         dense.merge_rows(layout, horizon, &mut self.rows);
         dense.seal_chunks(layout, horizon.merge, &mut self.rows);
         let kept = self.rows.len() / layout.row;
-        dense.merge_at = (kept + (kept / 2).max(FEW_ROWS / 2)).max(FEW_ROWS);
+        dense.merge_at = (kept + (kept / 2).max(FEW_ROWS / 2)).max(layout.few_rows);
         self.rows.shrink_to(dense.merge_at * layout.row);
     }
 
@@ -304,7 +307,7 @@ impl State {
         (dense.running, dense.tails) = (Vec::new(), Vec::new());
         self.merge(layout, horizon);
         self.rows.shrink_to_fit();
-        let few = self.rows.len() < FEW_ROWS * layout.row;
+        let few = self.rows.len() < layout.few_rows * layout.row;
         if let Some(dense) = &mut self.dense {
             dense.tiles.shrink_to_fit();
             if few && dense.tiles.is_empty() && dense.chunks.is_empty() && dense.beyond.is_empty() {
@@ -342,14 +345,14 @@ impl State {
     pub fn from_parts(layout: &Layout, mut rows: Vec<u64>, tiles: Vec<u64>, beyond: Vec<u64>, merged: i64) -> Self {
         let count = rows.len() / layout.row;
         let newest = count.checked_sub(1).map_or(merged, |last| merged.max(rows[last * layout.row] as i64));
-        let mut dense = (!tiles.is_empty() || !beyond.is_empty() || count > FEW_ROWS)
+        let mut dense = (!tiles.is_empty() || !beyond.is_empty() || count > layout.few_rows)
             .then(|| Box::new(Dense { tiles, beyond, newest, merged, active: true, ..Dense::default() }));
         if let Some(dense) = &mut dense {
             // A whole exact window of single events is not to be read one by one until the first merge.
             if !layout.windows.exact().is_empty() {
                 dense.seal_chunks(layout, i64::MIN, &mut rows);
             }
-            dense.merge_at = (rows.len() / layout.row + 1).max(FEW_ROWS);
+            dense.merge_at = (rows.len() / layout.row + 1).max(layout.few_rows);
         }
         Self { rows, dense }
     }

@@ -81,15 +81,17 @@ fn window(length_ms: i64, tile_ms: i64) -> WindowPlan {
 }
 
 fn functions_of(of: Option<DataType>) -> Vec<Function> {
-    use Function::{Count, First, Last, Max, Mean, Min, Rate, Ratio, SecondsSinceLast, Slope, Std, Sum, Var};
+    use Function::{
+        Count, Distinct, First, Last, Max, Mean, Min, Quantile, Rate, Ratio, SecondsSinceLast, Slope, Std, Sum, Var,
+    };
+    let numbers = [Count, Sum, Mean, Min, Max, Var, Std, First, Last, SecondsSinceLast, Rate, Slope, Distinct];
+    let quantiles = [1, 500, 950].map(Quantile);
     match of {
         None => vec![Count, SecondsSinceLast, Rate],
-        Some(DataType::Int64 | DataType::Float64) => {
-            vec![Count, Sum, Mean, Min, Max, Var, Std, First, Last, SecondsSinceLast, Rate, Slope]
-        }
-        Some(DataType::Timestamp) => vec![Count, Min, Max, First, Last],
-        Some(DataType::Boolean) => vec![Count, First, Last, Ratio],
-        Some(DataType::String) => vec![Count, First, Last],
+        Some(DataType::Int64 | DataType::Float64) => [&numbers[..], &quantiles].concat(),
+        Some(DataType::Timestamp) => vec![Count, Min, Max, First, Last, Distinct],
+        Some(DataType::Boolean) => vec![Count, First, Last, Ratio, Distinct],
+        Some(DataType::String) => vec![Count, First, Last, Distinct],
     }
 }
 
