@@ -43,6 +43,8 @@ fn plan(online: OnlinePlan, folder: &std::path::Path) -> Plan {
         source: 0,
         of: None,
         filter: None,
+        half_life_ms: None,
+        by: None,
         windows: (1..=FEATURES as i64)
             .map(|d| WindowPlan { label: format!("{d}d"), length_ms: Some(d * 86_400_000), tile_ms: 1_800_000 })
             .collect(),

@@ -64,6 +64,8 @@ fn group(of: Column, windows: &[Length]) -> GroupPlan {
         windows: windows.collect(),
         of: Some(of),
         filter: None,
+        half_life_ms: None,
+        by: None,
     }
 }
 

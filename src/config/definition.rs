@@ -32,14 +32,18 @@ pub(super) fn hash(plan: &Plan) -> String {
         .groups
         .iter()
         .map(|group| {
-            json!([
+            let mut parts = vec![json!([
                 group.name,
                 group.source,
                 group.of.as_ref().map(|c| &*c.name),
                 group.filter,
                 group.windows.iter().map(|w| json!([w.length_ms, w.tile_ms])).collect::<Vec<_>>(),
                 group.features.iter().map(|(f, w, c)| json!([f, w, &*c.name, c.data_type])).collect::<Vec<_>>(),
-            ])
+            ])];
+            parts.extend(group.by.as_ref().map(|by| json!(["by", &*by.column.name, by.categories, by.of_feature])));
+            parts.extend(group.half_life_ms.map(|half_life| json!(["decay", half_life])));
+            // What is not set leaves no trace, so that definitions from before the key are still the same.
+            if parts.len() == 1 { parts.remove(0) } else { Value::Array(parts) }
         })
         .collect();
     let derived: Vec<Value> =

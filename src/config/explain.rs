@@ -114,7 +114,9 @@ impl Plan {
     fn explain_group(&self, group: &GroupPlan, out: &mut String) {
         let of = group.of.as_ref().map_or("events".to_owned(), |column| format!("`{}`", column.name));
         let filter = group.filter.as_ref().map(|filter| format!(" where {filter}")).unwrap_or_default();
-        let _ = writeln!(out, "  {}: {of} of {}{filter}", group.name, self.sources[group.source].name);
+        let by = group.by.as_ref().map(|by| format!(" by {}", by.column.name)).unwrap_or_default();
+        let decay = group.half_life_ms.map(|ms| format!(", half-life {}", label_ms(ms))).unwrap_or_default();
+        let _ = writeln!(out, "  {}: {of} of {}{by}{filter}{decay}", group.name, self.sources[group.source].name);
         for (index, window) in group.windows.iter().enumerate() {
             let names: Vec<&str> =
                 group.features.iter().filter(|(_, w, _)| *w == index).map(|(_, _, column)| &*column.name).collect();

@@ -77,6 +77,14 @@ impl Function {
         }
     }
 
+    /// The same where events decay.
+    pub fn decayed_type(self, of: Option<DataType>) -> Option<DataType> {
+        match self {
+            Self::Count | Self::Sum | Self::Mean => self.output_type(of).map(|_| DataType::Float64),
+            _ => None,
+        }
+    }
+
     /// True where the value depends on how long the window is, so that a lifetime has none.
     pub fn needs_length(self) -> bool {
         self == Self::Rate

@@ -271,10 +271,46 @@ pub struct GroupPlan {
     pub of: Option<Column>,
     /// Keeps the events for which it is true (SQL over the source's row).
     pub filter: Option<String>,
+    /// Half-life of the events in milliseconds, where they decay.
+    pub half_life_ms: Option<i64>,
+    /// Categories, where each feature is of one of them.
+    pub by: Option<ByPlan>,
     /// Windows, shortest first, a lifetime last.
     pub windows: Vec<WindowPlan>,
-    /// Features in order: function, index in `windows`, output column named `<group>_<function>_<window>`.
+    /// Features in order: function, index in `windows`, output column named `<group>_<function>_<window>`, or
+    /// `<group>_<function>_<category>_<window>`.
     pub features: Vec<(Function, usize, Column)>,
+}
+
+/// Categories of a feature group's events.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ByPlan {
+    /// Column of the source that has the category: `String`, `Int64` or `Boolean`.
+    pub column: Column,
+    /// Categories, as written.
+    pub categories: Vec<String>,
+    /// For each feature of the group: the index of its category.
+    pub of_feature: Vec<usize>,
+}
+
+impl GroupPlan {
+    /// Type of a function's values in this group, `None` where there is no such aggregate.
+    pub fn output_type(&self, function: Function) -> Option<DataType> {
+        let of = self.of.as_ref().map(|of| of.data_type);
+        if self.half_life_ms.is_some() { function.decayed_type(of) } else { function.output_type(of) }
+    }
+}
+
+impl ByPlan {
+    /// SQL that is true of the events of a category.
+    pub fn condition(&self, category: usize) -> String {
+        let category = &self.categories[category];
+        let literal = match self.column.data_type {
+            DataType::String => format!("'{}'", category.replace('\'', "''")),
+            _ => category.clone(),
+        };
+        format!("\"{}\" = {literal}", self.column.name.replace('"', "\"\""))
+    }
 }
 
 /// A feature computed from the feature row.

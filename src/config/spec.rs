@@ -229,6 +229,14 @@ pub struct GroupSpec {
     /// SQL condition over the source's columns: keeps the events for which it is true.
     #[serde(default, rename = "where", skip_serializing_if = "Option::is_none")]
     pub filter: Option<String>,
+    /// Half-life of the events: one of this age weighs half of a new one, in `count`, `sum` and `mean`. Default: none; all
+    /// events of a window weigh the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decay: Option<String>,
+    /// One feature for each of these categories, of the events that have it in this column: `{ channel = ["web", "shop"] }`.
+    /// Default: none.
+    #[serde(default)]
+    pub by: IndexMap<String, Vec<String>>,
     /// Steps in which a window's tail moves, by window: `{ "90d" = "1d" }`. Default: about a fiftieth of the window.
     #[serde(default)]
     pub tile: IndexMap<String, String>,

@@ -16,6 +16,7 @@
 //! | first | 1 | its value |
 //! | trues | 1 | number of true values |
 //! | trend | 6 or 8 | see `trend` |
+//! | decayed | 3 or 5 | see `decay` |
 //! | distinct | 257 | see `distinct` |
 //! | quantiles | 257 | see `quantile` |
 //!
@@ -24,9 +25,13 @@
 //! the oldest, so that whoever unites sets has to know which of two is the later one: [`Lanes::add_earlier`],
 //! [`Lanes::add_later`], [`Lanes::unite`].
 
+mod decay;
 pub(super) mod distinct;
+mod parts;
 mod quantile;
 mod trend;
+
+pub(super) use parts::Parts;
 
 use super::double_double::DoubleDouble;
 use crate::config::plan::Function;
@@ -47,78 +52,6 @@ pub(super) enum ValueKind {
     Opaque,
 }
 
-/// Which lanes a series has.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Parts {
-    pub count: bool,
-    pub sum: bool,
-    pub squares: bool,
-    pub min: bool,
-    pub max: bool,
-    pub newest: bool,
-    pub last: bool,
-    pub oldest: bool,
-    pub first: bool,
-    pub trues: bool,
-    pub trend: bool,
-    pub distinct: bool,
-    pub quantiles: bool,
-}
-
-impl Parts {
-    /// Adds what `function` reads of values of this kind.
-    pub fn include(&mut self, function: Function, kind: ValueKind) {
-        match function {
-            Function::Count => self.count = true,
-            Function::Sum => self.sum = true,
-            Function::Rate if kind == ValueKind::Event => self.count = true,
-            Function::Rate => self.sum = true,
-            Function::Mean => (self.count, self.sum) = (true, true),
-            Function::Var | Function::Std => (self.count, self.sum, self.squares) = (true, true, true),
-            Function::Min => (self.count, self.min) = (true, true),
-            Function::Max => (self.count, self.max) = (true, true),
-            Function::First => (self.oldest, self.first) = (true, true),
-            Function::Last => (self.newest, self.last) = (true, true),
-            Function::SecondsSinceLast => self.newest = true,
-            Function::Slope => (self.count, self.sum, self.trend) = (true, true, true),
-            Function::Ratio => (self.count, self.trues) = (true, true),
-            Function::Distinct => self.distinct = true,
-            Function::Quantile(_) => self.quantiles = true,
-        }
-    }
-
-    /// The lanes in their order: name and number of words.
-    fn lanes(self, kind: ValueKind) -> impl Iterator<Item = (&'static str, usize)> {
-        let parts = [
-            (self.count, &["count"][..]),
-            (self.sum, &["sum", "sum+"]),
-            (self.squares, &["squares", "squares+"]),
-            (self.min, &["min"]),
-            (self.max, &["max"]),
-            (self.newest, &["newest"]),
-            (self.last, &["last"]),
-            (self.oldest, &["oldest"]),
-            (self.first, &["first"]),
-            (self.trues, &["trues"]),
-            (self.trend, trend::names(kind)),
-        ];
-        let large = [(self.distinct, ("distinct", distinct::WORDS)), (self.quantiles, ("quantiles", quantile::WORDS))];
-        let single = parts.into_iter().filter(|(kept, _)| *kept).flat_map(|(_, names)| names).map(|name| (*name, 1));
-        single.chain(large.into_iter().filter(|(kept, _)| *kept).map(|(_, part)| part))
-    }
-
-    /// Number of words.
-    fn width(self, kind: ValueKind) -> usize {
-        self.lanes(kind).map(|(_, words)| words).sum()
-    }
-
-    /// The parts up to `last`, which most series have some of.
-    fn common(self) -> Self {
-        let Self { count, sum, squares, min, max, newest, last, .. } = self;
-        Self { count, sum, squares, min, max, newest, last, ..Self::default() }
-    }
-}
-
 /// One series of a source.
 #[derive(Debug, Clone)]
 pub(super) struct Series {
@@ -128,6 +61,8 @@ pub(super) struct Series {
     pub value: usize,
     /// Word of a row that holds the hash of its value, where the value itself is none (a text's number).
     hash: Option<usize>,
+    /// Half-life of its events in milliseconds, where they decay. It then has no other lanes than those of that.
+    half_life: i64,
     /// Its first lane.
     start: usize,
     /// Number of its lanes.
@@ -145,6 +80,8 @@ pub(super) struct Outline {
     pub value: Option<usize>,
     /// Which of them is the hash of that value, where it is a text and the text has to be told from others.
     pub hash: Option<usize>,
+    /// Half-life of its events in milliseconds, where they decay.
+    pub half_life: Option<i64>,
 }
 
 /// All series of a source. A row of the source is its event time, then [`Lanes::mask_words`] words with one bit a series
@@ -162,12 +99,14 @@ impl Lanes {
         let mut width = 0;
         let series = series
             .iter()
-            .map(|&Outline { kind, parts, value, hash }| {
+            .map(|&Outline { kind, parts, value, hash, half_life }| {
+                let parts = if half_life.is_some() { Parts { decayed: true, ..Parts::default() } } else { parts };
                 let (start, own) = (width, parts.width(kind));
                 width += own;
                 let word = |value: usize| 1 + mask_words + value;
                 let (value, hash) = (value.map_or(0, word), hash.map(word));
-                Series { kind, parts, value, start, width: own, hash, common: parts.common().width(kind) }
+                let (half_life, common) = (half_life.unwrap_or(1), parts.common().width(kind));
+                Series { kind, parts, value, hash, half_life, start, width: own, common }
             })
             .collect();
         Self { series, width }
@@ -221,6 +160,9 @@ impl Lanes {
             }
             if series.parts.oldest {
                 lanes[series.start + series.common] = i64::MAX as u64;
+            }
+            if series.parts.decayed {
+                lanes[series.start] = decay::NONE as u64;
             }
         }
     }
@@ -338,7 +280,10 @@ impl Series {
     #[inline(never)]
     fn add_rest<const LATER: bool>(&self, lanes: &mut [u64], row: &[u64]) {
         let (time, value) = (row[0] as i64, row[self.value]);
-        let Parts { oldest, first, trues, trend, distinct, quantiles, .. } = self.parts;
+        let Parts { oldest, first, trues, trend, distinct, quantiles, decayed, .. } = self.parts;
+        if decayed {
+            return decay::add(self.half_life, lanes, time, [1.0, self.float(value)]);
+        }
         let mut at = 0;
         if oldest {
             let known = lanes[at] as i64;
@@ -422,7 +367,10 @@ impl Series {
 
     #[inline(never)]
     fn unite_rest(&self, lanes: &mut [u64], other: &[u64]) {
-        let Parts { oldest, first, trues, trend, distinct, quantiles, .. } = self.parts;
+        let Parts { oldest, first, trues, trend, distinct, quantiles, decayed, .. } = self.parts;
+        if decayed {
+            return decay::unite(lanes, other);
+        }
         let mut at = 0;
         if oldest {
             // Of the same time, the events of `other` are the earlier ones.
@@ -452,6 +400,12 @@ impl Series {
     fn read(&self, functions: &[Function], lanes: &[u64], span: Span, mut put: impl FnMut(usize, Option<u64>)) {
         let parts = self.parts;
         let lanes = &lanes[..self.width];
+        if parts.decayed {
+            for (at, function) in functions.iter().enumerate() {
+                put(at, self.read_decayed(*function, lanes, span.as_of).and_then(finite));
+            }
+            return;
+        }
         let count = if parts.count { lanes[0] } else { 0 };
         let sum = usize::from(parts.count);
         let squares = sum + 2 * usize::from(parts.sum);
@@ -494,6 +448,16 @@ impl Series {
                 _ => None,
             };
             put(at, value);
+        }
+    }
+
+    #[inline(never)]
+    fn read_decayed(&self, function: Function, lanes: &[u64], as_of: i64) -> Option<f64> {
+        match function {
+            Function::Count => Some(decay::sum(self.half_life, lanes, 0, as_of)),
+            Function::Sum => Some(decay::sum(self.half_life, lanes, 1, as_of)),
+            Function::Mean => decay::mean(lanes),
+            _ => None,
         }
     }
 

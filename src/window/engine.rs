@@ -140,29 +140,35 @@ impl Outline {
         let mut group_series = Vec::new();
         for group in groups() {
             let (value, hash) = find_values(group, &columns, &mut values)?;
-            let filter = group.filter.as_ref().map(|sql| {
-                filters.iter().position(|(_, known)| known == sql).unwrap_or_else(|| {
-                    filters.push((group.name.clone(), sql.clone()));
-                    filters.len() - 1
-                })
-            });
-            let index = series.iter().position(|known| *known == (filter, value)).unwrap_or_else(|| {
-                let kind = group.of.as_ref().map_or(ValueKind::Event, |of| kind(of.data_type));
-                series.push((filter, value));
-                lanes.push(aggregate::Outline { kind, parts: Parts::default(), value, hash: None });
-                series.len() - 1
-            });
-            lanes[index].hash = lanes[index].hash.or(hash);
-            for (function, window, column) in &group.features {
+            let mut of_category = Vec::new();
+            for condition in conditions(group) {
+                let filter = condition.map(|sql| {
+                    filters.iter().position(|(_, known)| *known == sql).unwrap_or_else(|| {
+                        filters.push((group.name.clone(), sql));
+                        filters.len() - 1
+                    })
+                });
+                let half_life = group.half_life_ms;
+                let mut known = series.iter().zip(&lanes).map(|(series, lanes)| (*series, lanes.half_life));
+                let index = known.position(|known| known == ((filter, value), half_life)).unwrap_or_else(|| {
+                    let kind = group.of.as_ref().map_or(ValueKind::Event, |of| kind(of.data_type));
+                    series.push((filter, value));
+                    lanes.push(aggregate::Outline { kind, parts: Parts::default(), value, hash: None, half_life });
+                    series.len() - 1
+                });
+                lanes[index].hash = lanes[index].hash.or(hash);
+                of_category.push(index);
+            }
+            for (at, (function, window, column)) in group.features.iter().enumerate() {
                 check_function(group, *function, column)?;
                 if function.needs_length() && group.windows[*window].length_ms.is_none() {
                     let reason = format!("a lifetime has no length, and so no {function}");
                     return Err(WindowError::Group { group: group.name.clone(), reason });
                 }
-                let kind = lanes[index].kind;
-                lanes[index].parts.include(*function, kind);
+                let lanes = &mut lanes[of_category[category(group, at)]];
+                lanes.parts.include(*function, lanes.kind);
             }
-            group_series.push(index);
+            group_series.push(of_category);
         }
         let all = || groups().flat_map(|group| &group.windows);
         let finite = all().filter_map(|window| {
@@ -175,8 +181,9 @@ impl Outline {
         let mut group_series = group_series.into_iter();
         for group in &plan.groups {
             if group.source == source_index {
-                let series = group_series.next().expect("one a group of this source");
+                let of_category = group_series.next().expect("one a group of this source");
                 for (at, (function, window, _)) in group.features.iter().enumerate() {
+                    let series = of_category[category(group, at)];
                     let WindowPlan { length_ms: length, tile_ms, .. } = group.windows[*window];
                     let window = layout.windows.index(length, tile_ms).expect("collected above");
                     let lanes = layout.window_lanes(window);
@@ -247,6 +254,23 @@ impl Source {
 /// Columns of a source's batches.
 fn source_columns(source: &SourcePlan) -> Vec<Column> {
     source.fields.iter().chain(source.derive.iter().map(|(column, _)| column)).cloned().collect()
+}
+
+/// What is true of the events of each category of a group; of all its events, where it has none.
+fn conditions(group: &GroupPlan) -> Vec<Option<String>> {
+    let Some(by) = &group.by else { return vec![group.filter.clone()] };
+    let of_category = (0..by.categories.len()).map(|category| by.condition(category));
+    // The filter may end in a comment.
+    let both = |condition| match &group.filter {
+        Some(filter) => format!("({filter}\n) and {condition}"),
+        None => condition,
+    };
+    of_category.map(both).map(Some).collect()
+}
+
+/// Index of the category of a group's feature.
+fn category(group: &GroupPlan, feature: usize) -> usize {
+    group.by.as_ref().map_or(0, |by| by.of_feature[feature])
 }
 
 /// The value that a group aggregates, and that of its hash, where the group needs one.

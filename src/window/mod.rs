@@ -14,10 +14,12 @@
 //!   the instant *t* itself count if they come before the asking event in (source order, offset) order, or are it. An
 //!   exact window has tiles of a millisecond: it covers `(t − w, t]`.
 //! - An event whose filter is not true, or whose `of` value is null or not finite, is not there for that group.
-//! - An empty window has count 0 and sum 0; every other function is null. `std` is the sample standard deviation, null for
-//!   fewer than two values. A sum of integers that does not fit 64 bits is null, and so is a float result that is not finite.
+//! - An empty window has `count`, `distinct`, `sum` and `rate` 0; every other function is null. `std` and `var` are the sample's,
+//!   null for fewer than two values; `slope` is null for fewer than two distinct instants. A sum of integers that does not
+//!   fit 64 bits is null, and so is a float result that is not finite. docs/functions.md has each function's exact meaning.
 //! - Values do not depend on how the state is cut into tiles, when it was flushed, or whether it was restored: integers are
-//!   summed exactly and floats in twice the precision (see `double_double` for the limits of that).
+//!   summed exactly and floats in twice the precision (see `double_double` for the limits of that), and a sketch is a function
+//!   of the values in it, not of their order or grouping.
 
 mod aggregate;
 mod double_double;

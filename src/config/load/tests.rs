@@ -189,6 +189,32 @@ fn a_good_pipeline_becomes_a_plan() {
 }
 
 #[test]
+fn groups_by_category_have_a_feature_for_each() {
+    let by = "source = \"logins\"\nby = { user = [\"new york\", \"O'Hare\"] }";
+    let text = PIPELINE.replace("source = \"logins\"", by).replace("[\"7d\"]", "[\"7d\", \"1d\"]");
+    let plan = load_text(&text).unwrap();
+    let login = &plan.groups[1];
+    let names: Vec<&str> = login.features.iter().map(|(_, _, column)| &*column.name).collect();
+    assert_eq!(
+        names,
+        [
+            "login_count_new_york_1d",
+            "login_count_new_york_7d",
+            "login_count_O_Hare_1d",
+            "login_count_O_Hare_7d",
+            "login_seconds_since_last_new_york_1d",
+            "login_seconds_since_last_new_york_7d",
+            "login_seconds_since_last_O_Hare_1d",
+            "login_seconds_since_last_O_Hare_7d",
+        ]
+    );
+    let by = login.by.as_ref().unwrap();
+    assert_eq!(by.of_feature, [0, 0, 1, 1, 0, 0, 1, 1]);
+    assert_eq!(by.condition(1), "\"user\" = 'O''Hare'");
+    assert!(plan.explain().contains("login: events of logins by user"));
+}
+
+#[test]
 fn without_a_list_the_model_takes_every_number() {
     let text = PIPELINE.replace("features = [\"spend_sum_30d\", \"spend_trend\"]\n", "");
     let plan = load_text(&text).unwrap();
@@ -224,6 +250,8 @@ fn the_definition_changes_with_what_decides_values_and_with_nothing_else() {
         PIPELINE.replace("/ 720", "/ 721"),
         PIPELINE.replace("\"30d\" = \"1d\"", "\"30d\" = \"12h\""),
         PIPELINE.replace("windows = [\"7d\"]", "windows = [\"7d\"]\nexact = true"),
+        PIPELINE.replace("\"seconds_since_last\"", "\"rate\""),
+        PIPELINE.replace("source = \"logins\"", "source = \"logins\"\nby = { user = [\"a\"] }"),
     ] {
         assert_ne!(definition(&other), original);
     }
@@ -269,6 +297,12 @@ fn the_definition_changes_with_what_decides_values_and_with_nothing_else() {
 #[case("functions = [\"sum\", \"max\"]", "functions = [\"sum\", \"rate\", \"ratio\"]", &["28:21 a `lifetime` has no length, and so no rate (ask for it in a group without a lifetime)", "28:29 there is no ratio of `amount`, which is of type float64 (it takes a condition: derive a boolean column of source `purchases` first)"])]
 #[case("functions = [\"sum\", \"max\"]", "functions = [\"median\", \"p50\", \"p100\", \"sum\", \"max\"]", &["28:14 `median` is not one of the words that `features.spend.functions` takes (did you mean `p50`?)", "28:31 `p100` is not one of the words that `features.spend.functions` takes (one of: count, sum, mean, min, max, var, std, first, last, seconds_since_last, rate, slope, ratio, distinct, or a quantile in percent: p50, p99_9)"])]
 #[case("of = \"amount\"", "of = \"gift\"", &["28:14 there is no sum of `gift`, which is of type boolean (derive a number from it first: cast(gift as int))", "28:21 there is no max of `gift`, which is of type boolean (derive a number from it first: cast(gift as int))"])]
+#[case("source = \"logins\"", "source = \"logins\"\ndecay = \"7d\"", &["36:23 `seconds_since_last` cannot decay (only count, sum and mean can: ask for it in a group without `decay`)"])]
+#[case("source = \"logins\"", "source = \"logins\"\ndecay = \"0s\"", &["35:9 a half-life is at least 1ms (such as decay = \"7d\")", "36:23 `seconds_since_last` cannot decay (only count, sum and mean can: ask for it in a group without `decay`)"])]
+#[case("source = \"logins\"", "source = \"logins\"\nby = { ok = [\"true\", \"yes\"] }", &["35:22 `yes` is neither true nor false: `ok` is of type boolean"])]
+#[case("source = \"logins\"", "source = \"logins\"\nby = { user = [\"a b\", \"a-b\", \"\"], ok = [] }", &["35:23 features of `a-b` would have the names of those of `a b` (both are called `a_b` in names)", "35:30 an empty text names no feature (derive another text for it)", "35:35 a group has one column of categories (derive one that has both: user || '_' || ok)"])]
+#[case("source = \"logins\"", "source = \"logins\"\nby = { okay = [\"true\"] }", &["35:8 `logins` has no field `okay` (fields: at, ok, user)"])]
+#[case("source = \"logins\"", "source = \"logins\"\nby = { user = [] }", &["35:15 there are no categories (list them: user = [\"…\"])"])]
 #[case("[\"count\", \"seconds_since_last\"]", "[\"count\", \"count\"]", &["35:23 `count` is asked for twice"])]
 #[case("windows = [\"7d\"]", "windows = []", &["36:1 there is nothing to compute: `windows` is empty"])]
 #[case("windows = [\"7d\"]", "windows = [\"7d\", \"168h\", \"1h30m\"]", &["36:18 window `168h` is as long as `7d` (leave one out)", "36:27 `1h30m` is not a window (write a whole number and one unit of s, m, h, d, w, such as 15m, 1h or 30d; or lifetime)"])]

@@ -6,7 +6,7 @@ use super::entity::ROW_COLUMNS;
 use super::sources::Draft;
 use super::{column, identifier, number_of, reference, sql, tiles, unit};
 use crate::config::document::{Collector, Site};
-use crate::config::plan::{Column, DataType, DerivedPlan, EntityPlan, Function, GroupPlan, Plan, WindowPlan};
+use crate::config::plan::{ByPlan, Column, DataType, DerivedPlan, EntityPlan, Function, GroupPlan, Plan, WindowPlan};
 use crate::config::spec::{GroupSpec, Spec};
 use crate::config::{names, units};
 use crate::source::expression::Expression;
@@ -90,7 +90,9 @@ pub(super) fn features(
             faults.report(&site.key(), format!("`{name}` is the name of the derived features' own group"), None);
         }
         let plan = group_plan(name, group, &site, sources, faults);
-        let complete = plan.as_ref().is_some_and(|plan| plan.of.is_some() == group.of.is_some());
+        let complete = plan
+            .as_ref()
+            .is_some_and(|plan| plan.of.is_some() == group.of.is_some() && plan.by.is_some() != group.by.is_empty());
         if faults.count() > before || site.has_fault() || !complete {
             features.broken_groups.push(name.clone());
         }
@@ -237,23 +239,93 @@ fn group_plan(
             sources[source].uses(compiled.columns());
         }
     }
+    let by = source.and_then(|source| categories(spec, &mut sources[source], &site.get("by"), faults));
+    let half_life_ms = half_life(spec, &site.get("decay"), faults);
     functions(spec, of.as_ref(), &site.get("functions"), faults);
     let windows = windows(spec, site, faults);
 
+    let mut plan = GroupPlan {
+        name: name.to_owned(),
+        source: source?,
+        of,
+        filter: spec.filter.clone(),
+        half_life_ms,
+        by,
+        windows,
+        features: Vec::new(),
+    };
     let mut features = Vec::new();
+    let mut of_feature = Vec::new();
     let mut functions: Vec<Function> = Vec::new();
     for function in &spec.functions {
         if functions.contains(function) {
             continue;
         }
         functions.push(*function);
-        let Some(data_type) = function.output_type(of.as_ref().map(|c| c.data_type)) else { continue };
-        for (index, window) in windows.iter().enumerate() {
-            let feature = format!("{name}_{function}_{}", window.label);
-            features.push((*function, index, column(&feature, data_type)));
+        let Some(data_type) = plan.output_type(*function) else { continue };
+        let parts = match &plan.by {
+            Some(by) => by.categories.iter().map(|category| format!("{}_", name_part(category))).collect(),
+            None => vec![String::new()],
+        };
+        for (category, part) in parts.iter().enumerate() {
+            for (index, window) in plan.windows.iter().enumerate() {
+                let feature = format!("{name}_{function}_{part}{}", window.label);
+                features.push((*function, index, column(&feature, data_type)));
+                of_feature.push(category);
+            }
         }
     }
-    Some(GroupPlan { name: name.to_owned(), source: source?, of, filter: spec.filter.clone(), windows, features })
+    plan.features = features;
+    plan.by = plan.by.map(|by| ByPlan { of_feature, ..by });
+    Some(plan)
+}
+
+/// The half-life of a group's events, in milliseconds.
+fn half_life(spec: &GroupSpec, site: &Site<'_>, faults: &mut Collector) -> Option<i64> {
+    let half_life = unit(units::duration(spec.decay.as_ref()?), site, faults)?;
+    let milliseconds = i64::try_from(half_life.as_millis()).ok().filter(|milliseconds| *milliseconds > 0);
+    if milliseconds.is_none() {
+        faults.report(&site.value(), "a half-life is at least 1ms", Some("such as decay = \"7d\"".into()));
+    }
+    milliseconds
+}
+
+/// The column and the categories of a group, without its features.
+fn categories(spec: &GroupSpec, source: &mut Draft<'_>, site: &Site<'_>, faults: &mut Collector) -> Option<ByPlan> {
+    let (name, categories) = spec.by.first()?;
+    if let Some((other, _)) = spec.by.get_index(1) {
+        let help = format!("derive one that has both: {name} || '_' || {other}");
+        faults.report(&site.get(other).key(), "a group has one column of categories", Some(help));
+    }
+    let site = site.get(name);
+    let column = source.column(name, &site, faults)?;
+    if categories.is_empty() {
+        faults.report(&site.value(), "there are no categories", Some(format!("list them: {name} = [\"…\"]")));
+    }
+    for (index, category) in categories.iter().enumerate() {
+        let site = site.item(index);
+        let problem = match column.data_type {
+            DataType::String => None,
+            DataType::Int64 => category.parse::<i64>().err().map(|_| "is no integer"),
+            DataType::Boolean => category.parse::<bool>().err().map(|_| "is neither true nor false"),
+            DataType::Float64 | DataType::Timestamp => Some("cannot be a category"),
+        };
+        if let Some(problem) = problem {
+            let message = format!("`{category}` {problem}: `{name}` is of type {}", column.data_type);
+            faults.report(&site.value(), message, None);
+        } else if category.is_empty() {
+            faults.report(&site.value(), "an empty text names no feature", Some("derive another text for it".into()));
+        } else if let Some(other) = categories[..index].iter().find(|other| name_part(other) == name_part(category)) {
+            let message = format!("features of `{category}` would have the names of those of `{other}`");
+            faults.report(&site.value(), message, Some(format!("both are called `{}` in names", name_part(category))));
+        }
+    }
+    Some(ByPlan { column, categories: categories.clone(), of_feature: Vec::new() })
+}
+
+/// A category within the name of a feature: SQL can use it as it stands.
+fn name_part(category: &str) -> String {
+    category.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
 }
 
 fn functions(spec: &GroupSpec, of: Option<&Column>, site: &Site<'_>, faults: &mut Collector) {
@@ -283,6 +355,9 @@ fn functions(spec: &GroupSpec, of: Option<&Column>, site: &Site<'_>, faults: &mu
                 format!("there is no {function} of `{}`, which is of type {}", of.name, of.data_type),
                 Some(help),
             );
+        } else if spec.decay.is_some() && function.decayed_type(of.map(|of| of.data_type)).is_none() {
+            let help = "only count, sum and mean can: ask for it in a group without `decay`";
+            faults.report(&site.value(), format!("`{function}` cannot decay"), Some(help.into()));
         } else if function.needs_length()
             && let Some(label) = spec.windows.iter().find(|label| matches!(units::window(label), Ok(None)))
         {

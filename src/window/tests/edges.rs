@@ -130,6 +130,29 @@ fn rates_are_of_the_whole_window() {
 }
 
 #[test]
+fn old_events_weigh_less() {
+    let units = |units: i64, time: i64| Event { units: Some(units), ..event(time, 1.0) };
+    let events = [units(8, 0), units(2, 1000), units(0, 3000)];
+    let group = decayed(group("g", 0, Some("units"), None, &[window(0, 0), window(2500, 100)]), 1000);
+    let (rows, online) = run_one(group, 0, &events);
+    let all = |row: &Row, window: &str| ["Count", "Sum", "Mean"].map(|name| row[&format!("g_{name}_{window}")].clone());
+    assert_eq!(all(&rows[0], "lifetime"), [1.0, 8.0, 8.0].map(Cell::float));
+    assert_eq!(all(&rows[1], "lifetime"), [1.5, 6.0, 4.0].map(Cell::float));
+    assert_eq!(all(&rows[2], "lifetime"), [1.375, 1.5, 1.5 / 1.375].map(Cell::float));
+    assert_eq!(all(&rows[2], "2500x100"), [1.25, 0.5, 0.4].map(Cell::float), "the first one is out of the window");
+    assert_eq!(&online[0], &rows[2]);
+}
+
+#[test]
+fn only_some_functions_decay() {
+    let mut group = group("g", 0, Some("units"), None, &[window(1000, 100)]);
+    group.half_life_ms = Some(1000);
+    group.features.retain(|(function, ..)| *function == Function::Max);
+    let error = Engine::new(&plan(vec![source("purchases", 0)], vec![group], Some(0))).unwrap_err();
+    assert!(error.to_string().contains("max cannot decay"), "{error}");
+}
+
+#[test]
 fn a_lifetime_has_no_rate() {
     let mut lifetime = group("g", 0, None, None, &[window(0, 0)]);
     lifetime.features[0] = (Function::Rate, 0, column("g", DataType::Float64));

@@ -17,7 +17,7 @@ use arrow::datatypes::{DataType as ArrowType, Field, Float64Type, Int64Type, Sch
 
 use super::{Engine, FeatureRows, Task, TaskClock};
 use crate::config::plan::{
-    BrokerPlan, Column, DataType, Delivery, DerivedPlan, EntityPlan, Format, Function, GroupPlan, OfflinePlan,
+    BrokerPlan, ByPlan, Column, DataType, Delivery, DerivedPlan, EntityPlan, Format, Function, GroupPlan, OfflinePlan,
     OnlinePlan, Plan, RegistryPlan, ScorePlan, SourcePlan, TimeUnit, WindowPlan,
 };
 use crate::source::SourceBatch;
@@ -111,9 +111,33 @@ fn group(name: &str, source: usize, of: Option<&str>, filter: Option<&str>, wind
         source,
         of,
         filter: filter.map(str::to_owned),
+        half_life_ms: None,
+        by: None,
         windows: windows.to_vec(),
         features,
     }
+}
+
+/// The features that can decay, with this half-life.
+fn decayed(group: GroupPlan, half_life_ms: i64) -> GroupPlan {
+    let of = group.of.as_ref().map(|of| of.data_type);
+    let decays = group.features.into_iter().filter_map(|(function, window, plain)| {
+        function.decayed_type(of).map(|data_type| (function, window, column(&plain.name, data_type)))
+    });
+    GroupPlan { features: decays.collect(), half_life_ms: Some(half_life_ms), of: group.of, ..group }
+}
+
+/// The same features, each for every category.
+fn by(group: GroupPlan, name: &str, categories: &[&str]) -> GroupPlan {
+    let categories: Vec<String> = categories.iter().map(|&category| category.to_owned()).collect();
+    let (mut features, mut of_feature) = (Vec::new(), Vec::new());
+    for (index, category) in categories.iter().enumerate() {
+        for (function, window, plain) in &group.features {
+            features.push((*function, *window, column(&format!("{}_{category}", plain.name), plain.data_type)));
+            of_feature.push(index);
+        }
+    }
+    GroupPlan { by: Some(ByPlan { column: field(name), categories, of_feature }), features, ..group }
 }
 
 fn plan(sources: Vec<SourcePlan>, groups: Vec<GroupPlan>, on: Option<usize>) -> Plan {

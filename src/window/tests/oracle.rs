@@ -89,7 +89,7 @@ impl<'a> Oracle<'a> {
         row.insert("source_topic".to_owned(), Cell::Text(self.plan.sources[origin.0].topic.to_string()));
         row.insert("source_offset".to_owned(), Cell::Int(origin.1));
         for group in &self.plan.groups {
-            for (function, window, column) in &group.features {
+            for (at, (function, window, column)) in group.features.iter().enumerate() {
                 let cut = group.windows[*window].length_ms.map_or(i64::MIN, |length| {
                     let tile = group.windows[*window].tile_ms;
                     (time - length).div_euclid(tile) * tile
@@ -97,7 +97,9 @@ impl<'a> Oracle<'a> {
                 let mut events: Vec<&Entry> = seen
                     .iter()
                     .copied()
-                    .filter(|(source, _, event)| *source == group.source && event.time > cut && counts(group, event))
+                    .filter(|(source, _, event)| {
+                        *source == group.source && event.time > cut && counts(group, event) && is_in(group, at, event)
+                    })
                     .collect();
                 events.sort_by_key(|(_, offset, event)| (event.time, *offset));
                 let length = group.windows[*window].length_ms;
@@ -124,6 +126,18 @@ fn counts(group: &GroupPlan, event: &Event) -> bool {
     }
 }
 
+/// Whether an event has the category of a group's feature.
+fn is_in(group: &GroupPlan, feature: usize, event: &Event) -> bool {
+    let Some(by) = &group.by else { return true };
+    let category = match by.column.name.as_ref() {
+        "kind" => event.kind.map(str::to_owned),
+        "units" => event.units.map(|units| units.to_string()),
+        "flag" => event.units.map(|units| (units > 2).to_string()),
+        other => panic!("the oracle knows no categories of {other}"),
+    };
+    category.as_ref() == Some(&by.categories[by.of_feature[feature]])
+}
+
 fn value(group: &GroupPlan, function: Function, time: i64, length: Option<i64>, events: &[&Event]) -> Cell {
     let data_type = group.of.as_ref().map(|of| of.data_type);
     let name = group.of.as_ref().map_or("", |of| of.name.as_ref());
@@ -142,6 +156,24 @@ fn value(group: &GroupPlan, function: Function, time: i64, length: Option<i64>, 
         .map(|event| if name == "amount" { event.amount.expect("counted") } else { event.units.unwrap_or(0) as f64 })
         .collect();
     let count = events.len() as f64;
+    if let Some(half_life) = group.half_life_ms {
+        let weights: Vec<f64> =
+            events.iter().map(|event| 2f64.powf((event.time - time) as f64 / half_life as f64)).collect();
+        let weight = weights.iter().sum::<f64>();
+        let weighted = weights.iter().zip(&floats).map(|(weight, value)| weight * value).sum::<f64>();
+        return match function {
+            Function::Count => Cell::float(weight),
+            Function::Sum => Cell::float(weighted + 0.0),
+            _ if events.is_empty() => Cell::Null,
+            // Of old events the weights as of now can be too small for a float: those as of the newest are not.
+            _ => {
+                let newest = events.iter().map(|event| event.time).max().expect("not empty");
+                let weight = |event: &&Event| 2f64.powf((event.time - newest) as f64 / half_life as f64);
+                let weighted: f64 = events.iter().zip(&floats).map(|(event, value)| weight(event) * value).sum();
+                Cell::float(weighted / events.iter().map(weight).sum::<f64>())
+            }
+        };
+    }
     let is_float = data_type == Some(DataType::Float64);
     match function {
         Function::Count => Cell::Int(events.len() as i64),

@@ -23,7 +23,11 @@ const WINDOWS: [(i64, i64); 11] = [
     (0, 0),
 ];
 
-const KINDS: [Option<&str>; 4] = [None, Some("a"), Some("b"), Some("")];
+const KINDS: [Option<&str>; 5] = [None, Some("a"), Some("b"), Some(""), Some("it's")];
+
+/// Columns of categories, one category that never comes, one that needs quotes.
+const CATEGORIES: [(&str, &[&str]); 3] =
+    [("kind", &["a", "it's", "b"]), ("units", &["0", "3", "-7"]), ("flag", &["true", "false"])];
 
 const COLUMNS: [Option<&str>; 6] = [None, Some("amount"), Some("units"), Some("kind"), Some("due"), Some("flag")];
 
@@ -57,17 +61,28 @@ fn scenario(most: usize) -> impl Strategy<Value = Scenario> {
         let sources = bounds.len();
         let logs: Vec<_> = bounds.iter().map(|&bound| events(most, bound as i64)).collect();
         let windows = prop::sample::subsequence(WINDOWS.to_vec(), 1..5);
-        let one = (0..sources, prop::sample::select(COLUMNS.to_vec()), any::<bool>(), windows);
+        let by = prop::option::weighted(0.3, prop::sample::select(CATEGORIES.to_vec()));
+        let half_life = prop::option::weighted(0.2, prop_oneof![Just(1i64), Just(50), Just(100_000)]);
+        let one = (0..sources, prop::sample::select(COLUMNS.to_vec()), any::<bool>(), windows, by, half_life);
         let groups = prop::collection::vec(one, 1..4);
         let start = prop_oneof![Just(-4321i64), Just(0), Just(1_700_000_000_000)];
         (Just(bounds), logs, groups, start, prop::option::weighted(0.8, 0..sources)).prop_map(
             |(bounds, mut logs, groups, start, on)| {
                 logs.iter_mut().flatten().for_each(|event| event.time += start);
                 let sources = bounds.iter().enumerate().map(|(at, &bound)| source(&format!("s{at}"), bound));
-                let groups = groups.into_iter().enumerate().map(|(at, (source, of, filter, windows))| {
-                    let windows: Vec<_> = windows.into_iter().map(|(length, tile)| window(length, tile)).collect();
-                    group(&format!("g{at}"), source, of, filter.then_some("units > 2"), &windows)
-                });
+                let groups =
+                    groups.into_iter().enumerate().map(|(at, (source, of, filter, windows, categories, half_life))| {
+                        let windows: Vec<_> = windows.into_iter().map(|(length, tile)| window(length, tile)).collect();
+                        let group = group(&format!("g{at}"), source, of, filter.then_some("units > 2"), &windows);
+                        let group = match half_life {
+                            Some(half_life) => decayed(group, half_life),
+                            None => group,
+                        };
+                        match categories {
+                            Some((column, categories)) => super::by(group, column, categories),
+                            None => group,
+                        }
+                    });
                 Scenario { plan: plan(sources.collect(), groups.collect(), on), logs }
             },
         )

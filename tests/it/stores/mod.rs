@@ -75,6 +75,8 @@ fn plan(name: &str, online: OnlinePlan, offline: &str) -> Plan {
         source: 0,
         of: None,
         filter: None,
+        half_life_ms: None,
+        by: None,
         windows,
         features,
     };

@@ -136,7 +136,8 @@ struct Trial(Project);
 
 impl Trial {
     fn new() -> Self {
-        let project = Project::new(&PIPELINE.replace("window = { rows = 2000 }\n", ""), PURCHASE);
+        let pipeline = PIPELINE.replace("window = { rows = 2000 }\n", "").replace(", \"seconds_since_last\"]", "]");
+        let project = Project::new(&pipeline, PURCHASE);
         let label = r#"{"type": "record", "name": "Label", "fields": [{"name": "customer_id", "type": "string"},
             {"name": "as_of", "type": "long"}, {"name": "churned", "type": "boolean"}]}"#;
         std::fs::write(project.folder().join("../../schemas/churn/label.avsc"), label).unwrap();
@@ -147,6 +148,8 @@ impl Trial {
         let key = match key {
             "sources.<source>.fields.<field>" => "sources.logins.fields.extra",
             "sources.<source>.key.<key>" => "sources.logins.key.customer_id",
+            "features.<group>.by.<column>" => "features.login.by.user",
+            "features.<group>.decay" => "features.login.decay",
             "broker.properties.<property>" => "broker.properties.\"security.protocol\"",
             // The other group has tiles.
             "features.<group>.exact" => "features.login.exact",
