@@ -310,9 +310,10 @@ fn kind(data_type: DataType) -> ValueKind {
 }
 
 fn check_function(group: &GroupPlan, function: Function, column: &Column) -> Result<(), WindowError> {
-    let found = function.output_type(group.of.as_ref().map(|of| of.data_type)).ok_or_else(|| WindowError::Group {
+    let found = group.output_type(function).ok_or_else(|| WindowError::Group {
         group: group.name.clone(),
         reason: match &group.of {
+            _ if group.half_life_ms.is_some() => format!("{function} cannot decay: only count, sum and mean can"),
             Some(of) => {
                 format!("{function} cannot be taken of `{}`, which is {}", of.name, of.data_type.to_arrow())
             }

@@ -301,7 +301,7 @@ fn the_definition_changes_with_what_decides_values_and_with_nothing_else() {
 #[case("source = \"logins\"", "source = \"logins\"\ndecay = \"0s\"", &["35:9 a half-life is at least 1ms (such as decay = \"7d\")", "36:23 `seconds_since_last` cannot decay (only count, sum and mean can: ask for it in a group without `decay`)"])]
 #[case("source = \"logins\"", "source = \"logins\"\nby = { ok = [\"true\", \"yes\"] }", &["35:22 `yes` is neither true nor false: `ok` is of type boolean"])]
 #[case("source = \"logins\"", "source = \"logins\"\nby = { user = [\"a b\", \"a-b\", \"\"], ok = [] }", &["35:23 features of `a-b` would have the names of those of `a b` (both are called `a_b` in names)", "35:30 an empty text names no feature (derive another text for it)", "35:35 a group has one column of categories (derive one that has both: user || '_' || ok)"])]
-#[case("source = \"logins\"", "source = \"logins\"\nby = { okay = [\"true\"] }", &["35:8 `logins` has no field `okay` (fields: at, ok, user)"])]
+#[case("source = \"logins\"", "source = \"logins\"\nby = { okay = [\"true\"] }", &["35:15 `logins` has no field `okay` (fields: at, ok, user)"])]
 #[case("source = \"logins\"", "source = \"logins\"\nby = { user = [] }", &["35:15 there are no categories (list them: user = [\"…\"])"])]
 #[case("[\"count\", \"seconds_since_last\"]", "[\"count\", \"count\"]", &["35:23 `count` is asked for twice"])]
 #[case("windows = [\"7d\"]", "windows = []", &["36:1 there is nothing to compute: `windows` is empty"])]

@@ -302,6 +302,7 @@ fn categories(spec: &GroupSpec, source: &mut Draft<'_>, site: &Site<'_>, faults:
     if categories.is_empty() {
         faults.report(&site.value(), "there are no categories", Some(format!("list them: {name} = [\"…\"]")));
     }
+    let mut found: Vec<String> = Vec::new();
     for (index, category) in categories.iter().enumerate() {
         let site = site.item(index);
         let problem = match column.data_type {
@@ -315,12 +316,14 @@ fn categories(spec: &GroupSpec, source: &mut Draft<'_>, site: &Site<'_>, faults:
             faults.report(&site.value(), message, None);
         } else if category.is_empty() {
             faults.report(&site.value(), "an empty text names no feature", Some("derive another text for it".into()));
-        } else if let Some(other) = categories[..index].iter().find(|other| name_part(other) == name_part(category)) {
+        } else if let Some(other) = found.iter().find(|other| name_part(other) == name_part(category)) {
             let message = format!("features of `{category}` would have the names of those of `{other}`");
             faults.report(&site.value(), message, Some(format!("both are called `{}` in names", name_part(category))));
+        } else {
+            found.push(category.clone());
         }
     }
-    Some(ByPlan { column, categories: categories.clone(), of_feature: Vec::new() })
+    Some(ByPlan { column, categories: found, of_feature: Vec::new() })
 }
 
 /// A category within the name of a feature: SQL can use it as it stands.
