@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::plan::{BrokerPlan, Format, GroupPlan, MonitorWindow, OnlinePlan, Plan, WindowPlan};
+use super::plan::{BrokerPlan, Format, GroupPlan, MonitorWindow, OnlinePlan, Plan, Span, WindowPlan};
 use super::units::{label, label_bytes, label_ms};
 use crate::window::{EXACT, state_bytes};
 
@@ -14,6 +14,7 @@ impl Plan {
         self.explain_places(&mut out);
         self.explain_sources(&mut out);
         self.explain_features(&mut out);
+        self.explain_windows(&mut out);
         self.explain_topics(&mut out);
         self.explain_model(&mut out);
         out
@@ -111,6 +112,36 @@ impl Plan {
         }
     }
 
+    fn explain_windows(&self, out: &mut String) {
+        if !self.windows.is_empty() {
+            let _ = writeln!(out, "\nwindows emitted when they close");
+        }
+        for windows in &self.windows {
+            let of = windows.of.as_ref().map_or("events".to_owned(), |column| format!("`{}`", column.name));
+            let filter = windows.filter.as_ref().map(|filter| format!(" where {filter}")).unwrap_or_default();
+            let source = &self.sources[windows.source];
+            let _ = writeln!(out, "  {}: {of} of {}{filter}, to topic {}", windows.name, source.name, windows.topic);
+            let span = match windows.span {
+                Span::Hopping { length_ms, step_ms } if length_ms == step_ms => {
+                    format!("every {}", label_ms(length_ms))
+                }
+                Span::Hopping { length_ms, step_ms } => {
+                    format!("of {} every {}", label_ms(length_ms), label_ms(step_ms))
+                }
+                Span::Session { gap_ms } => format!("sessions with gaps shorter than {}", label_ms(gap_ms)),
+            };
+            let functions: Vec<&str> = windows.functions.iter().map(|(_, column)| &*column.name).collect();
+            let early = windows.early_ms.map(|early| format!(", early results every {}", label_ms(early)));
+            let _ = writeln!(
+                out,
+                "    {span}: {}; closed {} behind the newest event{}",
+                functions.join(", "),
+                label(source.out_of_order),
+                early.unwrap_or_default()
+            );
+        }
+    }
+
     fn explain_group(&self, group: &GroupPlan, out: &mut String) {
         let of = group.of.as_ref().map_or("events".to_owned(), |column| format!("`{}`", column.name));
         let filter = group.filter.as_ref().map(|filter| format!(" where {filter}")).unwrap_or_default();
@@ -130,7 +161,7 @@ impl Plan {
     fn explain_topics(&self, out: &mut String) {
         let reads: Vec<&str> =
             self.sources.iter().map(|s| &*s.topic).chain(self.labels.iter().map(|l| &*l.topic)).collect();
-        let mut writes = Vec::new();
+        let mut writes: Vec<String> = self.windows.iter().map(|windows| windows.topic.to_string()).collect();
         if let Some(score) = &self.score {
             writes.extend([score.topic.to_string(), self.features_topic()]);
         }

@@ -36,6 +36,8 @@ pub struct Plan {
     pub groups: Vec<GroupPlan>,
     /// Expressions over the feature row, in the order of the file; each may use those before it.
     pub derived: Vec<DerivedPlan>,
+    /// Windows that are emitted when they close, in the order of the file.
+    pub windows: Vec<EmittedPlan>,
     /// Scoring, where the pipeline predicts.
     pub score: Option<ScorePlan>,
     /// Labels, where they come.
@@ -320,6 +322,60 @@ pub struct DerivedPlan {
     pub column: Column,
     /// SQL.
     pub sql: String,
+}
+
+/// Where the windows that are emitted begin and end. Event times in milliseconds; beginnings inclusive, ends exclusive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Span {
+    /// `[k · step, k · step + length)` for every whole k. `step` divides `length`; where they are equal the windows tumble.
+    Hopping {
+        /// Length of a window, ms.
+        length_ms: i64,
+        /// From the beginning of one to that of the next, ms.
+        step_ms: i64,
+    },
+    /// From an entity's first event to `gap` after the last one that came less than `gap` after the one before it.
+    Session {
+        /// Gap, ms.
+        gap_ms: i64,
+    },
+}
+
+/// Windows that are emitted when they close.
+#[derive(Debug, Clone)]
+pub struct EmittedPlan {
+    /// Name.
+    pub name: String,
+    /// Index in [`Plan::sources`].
+    pub source: usize,
+    /// Column of the source to aggregate; `None` counts events.
+    pub of: Option<Column>,
+    /// Keeps the events for which it is true (SQL over the source's row).
+    pub filter: Option<String>,
+    /// Their beginnings and ends.
+    pub span: Span,
+    /// Functions in order, each with its output column, which has the function's name.
+    pub functions: Vec<(Function, Column)>,
+    /// Open windows that have changed are emitted once in so much event time, ms.
+    pub early_ms: Option<i64>,
+    /// Topic of the rows.
+    pub topic: Arc<str>,
+}
+
+impl EmittedPlan {
+    /// The feature group that aggregates the same events by the same functions.
+    pub(crate) fn as_group(&self) -> GroupPlan {
+        GroupPlan {
+            name: self.name.clone(),
+            source: self.source,
+            of: self.of.clone(),
+            filter: self.filter.clone(),
+            half_life_ms: None,
+            by: None,
+            windows: Vec::new(),
+            features: self.functions.iter().map(|(function, column)| (*function, 0, column.clone())).collect(),
+        }
+    }
 }
 
 /// Exactly once or not.

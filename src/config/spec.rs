@@ -34,7 +34,11 @@ pub struct Spec {
     pub sources: IndexMap<String, SourceSpec>,
     /// Feature groups: aggregations of one source's column over windows. The table's name is the prefix of the features'
     /// names, and the name of the group's Feast feature view.
+    #[serde(default)]
     pub features: IndexMap<String, GroupSpec>,
+    /// Windows that are emitted when they close: one row an entity and window, on a topic and in the offline store.
+    #[serde(default)]
+    pub windows: IndexMap<String, WindowSpec>,
     /// Features computed by SQL from the feature row: name = "SQL". Each may use the ones before it.
     #[serde(default)]
     pub derived: IndexMap<String, String>,
@@ -243,6 +247,40 @@ pub struct GroupSpec {
     /// The windows' tails move with every millisecond. Keeps all events of the longest window in memory.
     #[serde(default)]
     pub exact: bool,
+}
+
+/// Windows that are emitted when they close: tumbling, hopping or session windows, one of the three.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WindowSpec {
+    /// Source whose events are aggregated.
+    pub source: String,
+    /// Column to aggregate. Default: none; then only `count`, `rate` and `seconds_since_last` make sense.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<String>,
+    /// What to compute.
+    pub functions: Vec<Function>,
+    /// Length of windows that follow one another, aligned to 1970 UTC: `"1m"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tumbling: Option<String>,
+    /// Length of windows that overlap: `"1h"`. Needs `step`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hopping: Option<String>,
+    /// A hopping window begins at each multiple of this, which divides its length: `"5m"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<String>,
+    /// A session ends when an entity had no event for so long: `"30m"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<String>,
+    /// SQL condition over the source's columns: keeps the events for which it is true.
+    #[serde(default, rename = "where", skip_serializing_if = "Option::is_none")]
+    pub filter: Option<String>,
+    /// Emits open windows that have changed, too, at most once in so much event time. Default: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early: Option<String>,
+    /// Topic of the rows. Default: `<pipeline>.windows.<name>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topic: Option<String>,
 }
 
 /// Scoring.

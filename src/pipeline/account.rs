@@ -8,6 +8,7 @@ use metrics::{Counter, Gauge, Histogram};
 
 use super::context::Context;
 use crate::broker::Records;
+use crate::config::plan::EmittedPlan;
 use crate::runtime::clock;
 use crate::score::{CloseReason, Scores};
 use crate::source::DeadLetter;
@@ -112,6 +113,8 @@ fn handle<K: PartialEq>(known: &mut Vec<(K, Counter)>, key: K, make: impl FnOnce
 /// The ledger of the sources, and what the windows made of them.
 pub(super) struct Ledger {
     sources: Vec<Source>,
+    /// One for each of the plan's emitted windows.
+    emitted: Vec<Counter>,
     rows: Counter,
     online_rows: Counter,
     entities: Gauge,
@@ -140,9 +143,11 @@ impl Ledger {
                 nonfinite: counter(names::NONFINITE),
             }
         };
+        let emitted = |windows: &EmittedPlan| metrics::counter!(names::WINDOW_EMITTED, "pipeline" => name(), "window" => windows.name.clone());
         let gauge = |metric| metrics::gauge!(metric, "pipeline" => name(), "worker" => worker.to_string());
         Self {
             sources: context.plan.sources.iter().map(of).collect(),
+            emitted: context.plan.windows.iter().map(emitted).collect(),
             rows: metrics::counter!(names::FEATURE_ROWS, "pipeline" => name()),
             online_rows: metrics::counter!(names::ONLINE_ROWS, "pipeline" => name()),
             entities: gauge(names::ENTITIES),
@@ -171,6 +176,9 @@ impl Ledger {
                     total.fetch_add(count, Ordering::Relaxed);
                 }
                 totals.dead.fetch_add(counts.dead, Ordering::Relaxed);
+            }
+            for (counter, emitted) in self.emitted.iter().zip(&applied.emitted) {
+                counter.increment(emitted.as_ref().map_or(0, |batch| batch.num_rows() as u64));
             }
             rows += applied.rows.batch.num_rows() as u64;
             online += applied.online.batch.num_rows() as u64;

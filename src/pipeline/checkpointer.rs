@@ -28,6 +28,8 @@ pub(super) struct Job {
     pub state: Vec<RecordBatch>,
     /// Feature rows since the last checkpoint.
     pub rows: Vec<RecordBatch>,
+    /// Rows of emitted windows since the last checkpoint, by name.
+    pub windows: Vec<(String, Vec<RecordBatch>)>,
 }
 
 enum Message {
@@ -152,8 +154,8 @@ fn write(context: &Context, steps: &Steps, chains: &mut BTreeMap<i32, Chain>, jo
         }
         None => None,
     };
-    let checkpoint =
-        Checkpoint { partition, next: job.next, state: job.state, rows: job.rows, previous: previous.as_deref() };
+    let Job { next, state, rows, windows, .. } = job;
+    let checkpoint = Checkpoint { partition, next, state, rows, windows, previous: previous.as_deref() };
     loop {
         match context.wiring.offline.commit(&checkpoint) {
             Ok(manifest) => {

@@ -310,7 +310,9 @@ impl Context {
                 )));
             }
             partitions = u32::try_from(found[0].1).unwrap_or(default_partitions);
-            broker.create_topic(&self.plan.dead_letter_topic(), &log(1))?;
+            for windows in &self.plan.windows {
+                broker.create_topic(&windows.topic, &log(partitions))?;
+            }
             if !self.stages.score && self.plan.score.is_some() {
                 broker.create_topic(&self.plan.features_topic(), &log(partitions))?;
             }

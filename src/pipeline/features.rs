@@ -36,6 +36,10 @@ use crate::window::{Applied, FeatureRows, Task, TaskClock, WindowError, row_colu
 const STAGE: &str = "features";
 /// Rows a task applies before the next one has its turn.
 const ADVANCE_ROWS: usize = 16_384;
+/// How long a batch stays open where nothing is scored: rows of the online store are to be fresh, …
+const ONLINE_WAIT: Duration = Duration::from_millis(5);
+/// … and windows that waited to be closed may wait for each other: a transaction costs the broker more than their rows do.
+const WINDOWS_WAIT: Duration = Duration::from_millis(100);
 /// How long a poll waits while rows are held back for another source.
 const HELD_POLL: Duration = Duration::from_millis(20);
 
@@ -61,7 +65,9 @@ struct Slot {
     last_record: Vec<Instant>,
     /// Committed feature rows since the last checkpoint.
     rows: Vec<RecordBatch>,
-    /// Number of feature rows since the last checkpoint, those of the open batch among them.
+    /// Committed rows of each of the plan's emitted windows since the last checkpoint.
+    windows: Vec<Vec<RecordBatch>>,
+    /// Number of rows since the last checkpoint, those of the open batch among them.
     rows_count: usize,
     /// True if anything was applied since the last checkpoint.
     dirty: bool,
@@ -113,10 +119,9 @@ impl<'a> Worker<'a> {
             .enumerate()
             .map(|(i, s)| SourceDecoder::new(i, s, context.wiring.schemas.clone()))
             .collect::<Result<_, _>>()?;
-        let limits = plan.score.as_ref().map_or(
-            BatchLimits { rows: ADVANCE_ROWS, bytes: 64 << 20, wait: Duration::from_millis(5) },
-            BatchLimits::of,
-        );
+        let wait = if plan.groups.is_empty() { WINDOWS_WAIT } else { ONLINE_WAIT };
+        let limits =
+            plan.score.as_ref().map_or(BatchLimits { rows: ADVANCE_ROWS, bytes: 64 << 20, wait }, BatchLimits::of);
         Ok(Self {
             ends,
             checkpointer: Checkpointer::start(context, number)?,
@@ -214,6 +219,7 @@ impl<'a> Worker<'a> {
             dead: VecDeque::new(),
             last_record: vec![now; topics.len()],
             rows: Vec::new(),
+            windows: vec![Vec::new(); context.plan.windows.len()],
             rows_count: 0,
             dirty: false,
             checkpointed: now,
@@ -299,7 +305,12 @@ impl<'a> Worker<'a> {
                 }
                 if applied.counts.iter().any(|c| c.read > 0) {
                     slot.dirty = true;
-                    let (rows, bytes) = (applied.rows.batch.num_rows(), applied.rows.batch.get_array_memory_size());
+                    let emitted = applied.emitted.iter().flatten();
+                    let (mut rows, mut bytes) = (0, 0);
+                    for batch in emitted.chain([&applied.rows.batch]) {
+                        rows += batch.num_rows();
+                        bytes += batch.get_array_memory_size();
+                    }
                     slot.rows_count += rows;
                     if let Some(closed) = self.batcher.push((partition, applied), rows, bytes, now) {
                         self.flush(closed)?;
@@ -381,6 +392,15 @@ impl<'a> Worker<'a> {
             dead.extend(self.ends.unscorable(&fresh, scores)?);
         }
         self.ends.output.encode(&fresh, scores.as_ref())?;
+        for (partition, applied) in &open {
+            let Some(slot) = self.slots.get(partition) else { continue };
+            for (number, rows) in applied.emitted.iter().enumerate() {
+                if let Some(rows) = rows {
+                    let committed = slot.committed[context.plan.windows[number].source];
+                    self.ends.output.encode_windows(number, *partition, &from_offset(rows, committed))?;
+                }
+            }
+        }
         clock.end(Step::Encode);
         self.ends.publish(&offsets, &dead)?;
         clock.end(Step::Commit);
@@ -388,10 +408,12 @@ impl<'a> Worker<'a> {
         self.committed(&offsets);
         self.account(reason, &open, &dead, scores.as_ref());
         for (partition, applied) in open {
-            if let Some(slot) = self.slots.get_mut(&partition)
-                && applied.rows.batch.num_rows() > 0
-            {
+            let Some(slot) = self.slots.get_mut(&partition) else { continue };
+            if applied.rows.batch.num_rows() > 0 {
                 slot.rows.push(applied.rows.batch);
+            }
+            for (rows, emitted) in slot.windows.iter_mut().zip(applied.emitted) {
+                rows.extend(emitted);
             }
         }
         Ok(())
@@ -402,9 +424,7 @@ impl<'a> Worker<'a> {
     fn not_yet_published(&self, partition: i32, rows: &RecordBatch) -> RecordBatch {
         let Some(score) = &self.context.plan.score else { return rows.clone() };
         let committed = self.slots.get(&partition).map_or(i64::MAX, |slot| slot.committed[score.on]);
-        let offsets = rows.column_by_name(row_columns::OFFSET).expect("the row schema has it");
-        let published = offsets.as_primitive::<Int64Type>().values().partition_point(|offset| *offset < committed);
-        rows.slice(published, rows.num_rows() - published)
+        from_offset(rows, committed)
     }
 
     fn committed(&mut self, offsets: &Offsets) {
@@ -462,6 +482,13 @@ impl<'a> Worker<'a> {
                 next: next.collect(),
                 state: slot.task.snapshot()?,
                 rows: std::mem::take(&mut slot.rows),
+                windows: context
+                    .plan
+                    .windows
+                    .iter()
+                    .map(|w| w.name.clone())
+                    .zip(slot.windows.iter_mut().map(std::mem::take))
+                    .collect(),
             };
             clock.end(Step::Snapshot);
             self.checkpointer.write(job)?;
@@ -506,6 +533,13 @@ fn ranges(numbers: &[i32]) -> String {
     out.join(", ")
 }
 
+/// Rows whose event lies at or above an offset, of rows in the order of offsets.
+fn from_offset(rows: &RecordBatch, committed: i64) -> RecordBatch {
+    let offsets = rows.column_by_name(row_columns::OFFSET).expect("rows of all kinds have it");
+    let published = offsets.as_primitive::<Int64Type>().values().partition_point(|offset| *offset < committed);
+    rows.slice(published, rows.num_rows() - published)
+}
+
 /// One batch of all tasks' rows. A single one is not copied.
 fn concat(context: &Context, rows: impl Iterator<Item = RecordBatch>) -> Result<RecordBatch, RunError> {
     let rows: Vec<RecordBatch> = rows.filter(|batch| batch.num_rows() > 0).collect();
@@ -534,7 +568,8 @@ fn newest_checkpoint(context: &Context, partition: i32) -> Result<Option<Manifes
     match newest {
         // Starting over goes on with the numbers of the checkpoints, and with none of their contents.
         Some(manifest) if context.is_rebuilt(partition) => {
-            let nothing = Manifest { next: Offsets::new(), state: None, files: Vec::new(), ..manifest };
+            let nothing =
+                Manifest { next: Offsets::new(), state: None, files: Vec::new(), windows: Vec::new(), ..manifest };
             Ok(Some(Manifest { definition: context.plan.definition.clone(), ..nothing }))
         }
         Some(manifest) if manifest.definition != context.plan.definition => Err(RunError::DefinitionChanged {

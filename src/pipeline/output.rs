@@ -10,7 +10,7 @@ use arrow::util::display::array_value_to_string;
 use super::RunError;
 use super::context::Context;
 use crate::broker::{Broker, BrokerError, NextOffset, OutRecord, Producer, TopicPartition};
-use crate::score::{Encoded, FeatureEncoder, PredictionEncoder, Scores};
+use crate::score::{Encoded, FeatureEncoder, PredictionEncoder, Scores, WindowEncoder};
 use crate::source::{DeadLetter, dead_letter};
 use crate::window::row_columns;
 
@@ -29,6 +29,18 @@ pub(super) struct Output {
     encoded: Encoded,
     /// Source partition of each encoded record, in the batch's rows.
     at: Vec<i32>,
+    /// One for each of the plan's emitted windows.
+    windows: Vec<WindowOutput>,
+}
+
+/// What goes to the topic of one table `[windows.NAME]`.
+struct WindowOutput {
+    encoder: WindowEncoder,
+    topic: Arc<str>,
+    partitions: i32,
+    encoded: Encoded,
+    /// Source partition of the records up to a number of them.
+    parts: Vec<(i32, usize)>,
 }
 
 impl Output {
@@ -42,23 +54,29 @@ impl Output {
             Some(_) => (Encoder::Features(FeatureEncoder::new(plan)), plan.features_topic().into()),
             None => (Encoder::Nothing, "".into()),
         };
-        let partitions = if matches!(encoder, Encoder::Nothing) {
-            1
-        } else {
-            let info = context.wiring.broker.topic(&topic)?;
-            let info = info.ok_or_else(|| BrokerError::NoSuchTopic {
-                topic: topic.to_string(),
-                broker: context.wiring.broker.describe(),
-            })?;
-            i32::try_from(info.partitions.len()).unwrap_or(i32::MAX).max(1)
-        };
-        Ok(Self { encoder, topic, partitions, encoded: Encoded::default(), at: Vec::new() })
+        let partitions = if matches!(encoder, Encoder::Nothing) { 1 } else { partitions_of(context, &topic)? };
+        let windows = if context.stages.features { plan.windows.as_slice() } else { &[] };
+        let windows = windows.iter().map(|windows| {
+            Ok(WindowOutput {
+                encoder: WindowEncoder::new(plan, windows),
+                topic: Arc::clone(&windows.topic),
+                partitions: partitions_of(context, &windows.topic)?,
+                encoded: Encoded::default(),
+                parts: Vec::new(),
+            })
+        });
+        let windows = windows.collect::<Result<_, RunError>>()?;
+        Ok(Self { encoder, topic, partitions, encoded: Encoded::default(), at: Vec::new(), windows })
     }
 
     /// Encodes a batch in place of the last one.
     pub fn encode(&mut self, rows: &RecordBatch, scores: Option<&Scores>) -> Result<(), RunError> {
         self.encoded.clear();
         self.at.clear();
+        for windows in &mut self.windows {
+            windows.encoded.clear();
+            windows.parts.clear();
+        }
         match (&mut self.encoder, scores) {
             (Encoder::Predictions(encoder), Some(scores)) => encoder.encode(rows, scores, &mut self.encoded)?,
             (Encoder::Features(encoder), _) if rows.num_rows() > 0 => encoder.encode(rows, &mut self.encoded)?,
@@ -66,6 +84,14 @@ impl Output {
         }
         let partitions = column(rows, row_columns::PARTITION).as_primitive::<Int32Type>();
         self.at.extend(partitions.values());
+        Ok(())
+    }
+
+    /// Encodes rows of emitted windows, by their number in the plan, behind those that are encoded already.
+    pub fn encode_windows(&mut self, number: usize, partition: i32, rows: &RecordBatch) -> Result<(), RunError> {
+        let windows = &mut self.windows[number];
+        windows.encoder.encode(rows, &mut windows.encoded)?;
+        windows.parts.push((partition, windows.encoded.len()));
         Ok(())
     }
 
@@ -80,8 +106,36 @@ impl Output {
                 ..OutRecord::default()
             })?;
         }
+        self.windows.iter().try_for_each(|windows| windows.send(producer))
+    }
+}
+
+impl WindowOutput {
+    fn send(&self, producer: &mut dyn Producer) -> Result<(), BrokerError> {
+        let mut parts = self.parts.iter();
+        let mut part = parts.next();
+        for (number, record) in self.encoded.iter().enumerate() {
+            while part.is_some_and(|(_, end)| *end <= number) {
+                part = parts.next();
+            }
+            producer.send(OutRecord {
+                topic: &self.topic,
+                partition: part.map(|(partition, _)| partition % self.partitions),
+                key: Some(record.key),
+                value: Some(record.value),
+                ..OutRecord::default()
+            })?;
+        }
         Ok(())
     }
+}
+
+fn partitions_of(context: &Context, topic: &str) -> Result<i32, RunError> {
+    let info = context.wiring.broker.topic(topic)?.ok_or_else(|| BrokerError::NoSuchTopic {
+        topic: topic.to_owned(),
+        broker: context.wiring.broker.describe(),
+    })?;
+    Ok(i32::try_from(info.partitions.len()).unwrap_or(i32::MAX).max(1))
 }
 
 fn column<'a>(rows: &'a RecordBatch, name: &str) -> &'a ArrayRef {

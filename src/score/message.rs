@@ -1,5 +1,7 @@
 //! Predictions and feature rows as records: JSON written straight from columns, all rows of a batch into one buffer.
 
+mod windows;
+
 use std::sync::Arc;
 
 use arrow::array::{Array, RecordBatch};
@@ -8,6 +10,8 @@ use serde::Serialize;
 use super::rows::{Cell, Cells, Layout, Rows};
 use super::{ScoreError, Scores};
 use crate::config::plan::Plan;
+
+pub use windows::WindowEncoder;
 
 /// Records made of a batch's rows.
 #[derive(Debug, Default)]

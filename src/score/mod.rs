@@ -17,7 +17,7 @@ mod scorer;
 pub use batcher::{BatchLimits, Batcher, CloseReason, Closed};
 pub use error::ScoreError;
 pub use feature_reader::{FeatureRead, FeatureReader};
-pub use message::{Encoded, EncodedRecord, FeatureEncoder, PredictionEncoder};
+pub use message::{Encoded, EncodedRecord, FeatureEncoder, PredictionEncoder, WindowEncoder};
 pub use scorer::{Scorer, Scores};
 
 use indexmap::IndexMap;

@@ -113,7 +113,7 @@ pub(super) enum Cell<'a> {
 }
 
 impl<'a> Cells<'a> {
-    fn of(name: &str, column: &'a ArrayRef) -> Result<Self, ScoreError> {
+    pub(super) fn of(name: &str, column: &'a ArrayRef) -> Result<Self, ScoreError> {
         match column.data_type() {
             DataType::Int64 => Ok(Self::Int64(column.as_primitive::<Int64Type>())),
             DataType::Float64 => Ok(Self::Float64(column.as_primitive::<Float64Type>())),

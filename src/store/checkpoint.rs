@@ -12,14 +12,14 @@ use object_store::path::Path;
 use object_store::{ObjectStoreExt as _, WriteMultipart};
 
 use super::manifest::{
-    DataFile, KEPT, Manifest, StateFile, data_file_name, manifest_folder, manifest_path, rows_folder, sequence_of,
-    state_folder,
+    DataFile, KEPT, Manifest, StateFile, WINDOWS, WindowFile, data_file_name, manifest_folder, manifest_path,
+    rows_folder, sequence_of, state_folder, windows_folder,
 };
 use super::offline::{OfflineError, OfflineStore};
 use crate::broker::Offsets;
 use crate::runtime::{clock, failpoint};
 use crate::telemetry::metrics::{CHECKPOINTS, OFFLINE_ROWS};
-use crate::window::row_columns;
+use crate::window::{emitted_columns, row_columns};
 
 /// Rows of one batch in a file. Micro-batches are joined to this size, because a batch costs some kilobytes of metadata.
 const FILE_BATCH_ROWS: usize = 65_536;
@@ -38,6 +38,8 @@ pub struct Checkpoint<'a> {
     pub state: Vec<RecordBatch>,
     /// Feature rows since the checkpoint before, in batches of one schema.
     pub rows: Vec<RecordBatch>,
+    /// Rows of emitted windows since the checkpoint before, by the windows' name, each in batches of one schema.
+    pub windows: Vec<(String, Vec<RecordBatch>)>,
     /// The checkpoint before: what [`OfflineStore::latest`] or the last [`OfflineStore::commit`] gave.
     pub previous: Option<&'a Manifest>,
 }
@@ -131,7 +133,10 @@ impl OfflineStore {
             let manifest = self.manifest(partition, sequence)?;
             named.extend(manifest.and_then(|m| m.state).map(|s| s.path));
         }
-        for folder in [rows_folder(partition), state_folder(partition)] {
+        named.extend(newest.windows.iter().map(|f| f.path.clone()));
+        let windows = self.folders(WINDOWS)?;
+        let windows = windows.iter().map(|window| windows_folder(window, partition));
+        for folder in [rows_folder(partition), state_folder(partition)].into_iter().chain(windows) {
             let dead = |path: &str| sequence_of(path).is_some_and(|s| s <= newest.sequence) && !named.contains(path);
             doomed.extend(self.list(&folder)?.into_iter().map(|f| f.location).filter(|f| dead(f.as_ref())));
             self.sweep_staged(&folder, &dead)?;
@@ -187,9 +192,19 @@ impl OfflineStore {
         self.failpoint("offline.before_rows", &path)?;
         if let Some((rows, bytes)) = self.write_arrow(&path, &checkpoint.rows)? {
             written.push(path.clone());
-            let (from, to) = event_times(&checkpoint.rows)
+            let (from, to) = instants(&checkpoint.rows, row_columns::EVENT_TIME)
                 .ok_or_else(|| OfflineError::corrupt(&path, "feature rows without an event time"))?;
             files.push(DataFile { path: path.clone(), definition: self.definition.clone(), rows, bytes, from, to });
+        }
+        let mut windows = checkpoint.previous.map_or_else(Vec::new, |m| m.windows.clone());
+        for (window, emitted) in &checkpoint.windows {
+            let path = format!("{}/{name}", windows_folder(window, partition));
+            if let Some((rows, bytes)) = self.write_arrow(&path, emitted)? {
+                written.push(path.clone());
+                let (from, to) = instants(emitted, emitted_columns::END)
+                    .ok_or_else(|| OfflineError::corrupt(&path, "rows of windows without an end"))?;
+                windows.push(WindowFile { window: window.clone(), path, rows, bytes, from, to });
+            }
         }
         self.failpoint("offline.rows_written", &path)?;
         let path = format!("{}/{name}", state_folder(partition));
@@ -208,6 +223,7 @@ impl OfflineStore {
             next: checkpoint.next.clone(),
             state,
             files,
+            windows,
         })
     }
 
@@ -286,10 +302,10 @@ impl OfflineStore {
     }
 }
 
-/// Earliest and latest event time of some rows.
-fn event_times(batches: &[RecordBatch]) -> Option<(i64, i64)> {
+/// Earliest and latest instant of a column.
+fn instants(batches: &[RecordBatch], column: &str) -> Option<(i64, i64)> {
     batches.iter().filter(|b| b.num_rows() > 0).try_fold((i64::MAX, i64::MIN), |(from, to), batch| {
-        let times = batch.column_by_name(row_columns::EVENT_TIME)?.as_primitive_opt::<TimestampMillisecondType>()?;
+        let times = batch.column_by_name(column)?.as_primitive_opt::<TimestampMillisecondType>()?;
         Some((from.min(arrow::compute::min(times)?), to.max(arrow::compute::max(times)?)))
     })
 }

@@ -36,6 +36,9 @@ pub struct Manifest {
     pub state: Option<StateFile>,
     /// All feature rows of this task up to `next`, oldest file first.
     pub files: Vec<DataFile>,
+    /// All rows of emitted windows of this task up to `next`, oldest file first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub windows: Vec<WindowFile>,
 }
 
 /// A file of task state.
@@ -65,6 +68,24 @@ pub struct DataFile {
     /// Earliest event time in the file, milliseconds since 1970 UTC (inclusive).
     pub from: i64,
     /// Latest event time in the file (inclusive).
+    pub to: i64,
+}
+
+/// A file of rows of emitted windows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WindowFile {
+    /// Name of the windows.
+    pub window: String,
+    /// Path below the pipeline's folder.
+    pub path: String,
+    /// Rows.
+    pub rows: u64,
+    /// Size.
+    pub bytes: u64,
+    /// Earliest end of a window in the file, milliseconds since 1970 UTC (inclusive).
+    pub from: i64,
+    /// Latest end of a window in the file (inclusive).
     pub to: i64,
 }
 
@@ -113,6 +134,14 @@ pub(super) fn manifest_folder(partition: i32) -> String {
 /// Folder of a partition's feature rows.
 pub(super) fn rows_folder(partition: i32) -> String {
     format!("features/partition={partition}")
+}
+
+/// Folder of the rows of emitted windows.
+pub(super) const WINDOWS: &str = "windows";
+
+/// Folder of a partition's rows of emitted windows.
+pub(super) fn windows_folder(window: &str, partition: i32) -> String {
+    format!("{WINDOWS}/{window}/partition={partition}")
 }
 
 /// Folder of a partition's states.
@@ -164,6 +193,7 @@ mod tests {
                 from: -1,
                 to: 9,
             }],
+            windows: Vec::new(),
         };
         let text = serde_json::to_string(&manifest).unwrap();
         assert_eq!(

@@ -31,6 +31,8 @@ names! {
     counter DEAD_LETTERS = "driftline_dead_letters_total";
     /// Feature rows computed for scoring. Labels: pipeline.
     counter FEATURE_ROWS = "driftline_window_feature_rows_total";
+    /// Rows of emitted windows, early results among them. Labels: pipeline, window.
+    counter WINDOW_EMITTED = "driftline_window_rows_emitted_total";
     /// Entities in window state. Labels: pipeline, worker.
     gauge ENTITIES = "driftline_window_entities";
     /// Bytes of window state. Labels: pipeline, worker.

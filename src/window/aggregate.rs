@@ -95,7 +95,15 @@ pub(super) struct Lanes {
 impl Lanes {
     /// Lays out the lanes of `series`.
     pub fn new(series: &[Outline]) -> Self {
-        let mask_words = series.len().div_ceil(64);
+        Self::laid_out(series, series.len().div_ceil(64))
+    }
+
+    /// Lanes of one series, of a source whose rows have `mask_words` words of masks. See [`Lanes::add_single`].
+    pub fn single(series: Outline, mask_words: usize) -> Self {
+        Self::laid_out(&[series], mask_words)
+    }
+
+    fn laid_out(series: &[Outline], mask_words: usize) -> Self {
         let mut width = 0;
         let series = series
             .iter()
@@ -171,6 +179,12 @@ impl Lanes {
     #[inline]
     pub fn add_later(&self, lanes: &mut [u64], row: &[u64]) {
         self.add::<true>(lanes, row);
+    }
+
+    /// Adds a row to the lanes of the only series, whatever its mask says. It comes after all rows of the same time.
+    #[inline]
+    pub fn add_single(&self, lanes: &mut [u64], row: &[u64]) {
+        self.series[0].add::<true>(lanes, row);
     }
 
     /// Adds a row that comes before all rows of the same time in `lanes`.

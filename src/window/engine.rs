@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType as ArrowType, Field, Schema, SchemaRef};
 
 use super::aggregate::{self, Lanes, Parts, ValueKind};
+use super::emitted::Emitted;
 use super::entities::Entity;
 use super::state::{Layout, State};
 use super::tile::{Window, Windows};
@@ -25,6 +26,8 @@ pub struct Engine {
     pub(super) features: Vec<Column>,
     /// Derived features, each over all before it.
     pub(super) derived: Vec<(Column, Expression)>,
+    /// Windows that are emitted when they close.
+    pub(super) emitted: Vec<Emitted>,
 }
 
 /// One source, compiled.
@@ -43,6 +46,10 @@ pub(super) struct Source {
     pub filters: Vec<Expression>,
     /// For each series: its filter and its value.
     pub series: Vec<(Option<usize>, Option<usize>)>,
+    /// Words of a row's mask: the bits of the series that have lanes in states.
+    pub kept: Vec<u64>,
+    /// Some of its events are in windows that are emitted.
+    pub emits: bool,
     pub layout: Layout,
     /// Its features.
     pub readings: Vec<Reading>,
@@ -80,10 +87,13 @@ impl Engine {
     /// An aggregate of a column that cannot have it, an expression that does not compile, windows that cannot share tiles.
     pub fn new(plan: &Plan) -> Result<Arc<Self>, WindowError> {
         let mut sources = Vec::with_capacity(plan.sources.len());
+        let mut emitted: Vec<(usize, Emitted)> = Vec::with_capacity(plan.windows.len());
         for index in 0..plan.sources.len() {
-            let outline = Outline::new(plan, index)?;
+            let mut outline = Outline::new(plan, index)?;
+            emitted.append(&mut outline.emitted);
             sources.push(Source::new(plan, &plan.sources[index], outline)?);
         }
+        emitted.sort_by_key(|(index, _)| *index);
         let features: Vec<Column> =
             plan.groups.iter().flat_map(|group| group.features.iter().map(|(_, _, column)| column.clone())).collect();
         let mut row = features.clone();
@@ -105,6 +115,7 @@ impl Engine {
             schema: row_schema(plan),
             features,
             derived,
+            emitted: emitted.into_iter().map(|(_, emitted)| emitted).collect(),
         }))
     }
 
@@ -124,8 +135,11 @@ struct Outline {
     values: Vec<Value>,
     filters: Vec<(String, String)>,
     series: Vec<(Option<usize>, Option<usize>)>,
+    kept: Vec<u64>,
     layout: Layout,
     readings: Vec<Reading>,
+    /// Windows that are emitted, each with its number among the plan's.
+    emitted: Vec<(usize, Emitted)>,
 }
 
 impl Outline {
@@ -170,12 +184,45 @@ impl Outline {
             }
             group_series.push(of_category);
         }
+        let kept = series.len();
+        let mut emitted = Vec::new();
+        for (number, window) in plan.windows.iter().enumerate().filter(|(_, window)| window.source == source_index) {
+            let group = window.as_group();
+            let (value, hash) = find_values(&group, &columns, &mut values)?;
+            let filter = group.filter.as_ref().map(|sql| {
+                filters.iter().position(|(_, known)| known == sql).unwrap_or_else(|| {
+                    filters.push((group.name.clone(), sql.clone()));
+                    filters.len() - 1
+                })
+            });
+            for (function, _, column) in &group.features {
+                check_function(&group, *function, column)?;
+            }
+            let kind = group.of.as_ref().map_or(ValueKind::Event, |of| kind(of.data_type));
+            let outline = aggregate::Outline { kind, parts: Parts::default(), value, hash, half_life: None };
+            let index = series.iter().position(|known| *known == (filter, value)).unwrap_or_else(|| {
+                series.push((filter, value));
+                // Without lanes: only its mask is of use.
+                lanes.push(aggregate::Outline { kind: ValueKind::Event, value: None, hash: None, ..outline });
+                series.len() - 1
+            });
+            emitted.push((number, index, outline));
+        }
         let all = || groups().flat_map(|group| &group.windows);
         let finite = all().filter_map(|window| {
             window.length_ms.map(|length| Window { label: window.label.clone(), length, tile: window.tile_ms })
         });
         let windows = Windows::new(&source.name, finite.collect(), all().any(|window| window.length_ms.is_none()))?;
         let layout = Layout::new(Lanes::new(&lanes), windows, values.len());
+        let mask_words = layout.lanes.mask_words();
+        let compile = |(number, series, outline): (usize, usize, aggregate::Outline)| {
+            let is_text = outline.value.is_some_and(|value| is_text(&columns, &values[value]));
+            let windows = &plan.windows[number];
+            (number, Emitted::new(windows, &plan.entity.keys, series, outline, mask_words, is_text))
+        };
+        let emitted = emitted.into_iter().map(compile).collect();
+        let mut kept_bits = vec![0; mask_words];
+        (0..kept).for_each(|series| kept_bits[series / 64] |= 1 << (series % 64));
         let mut readings: Vec<Reading> = Vec::new();
         let mut first = 0;
         let mut group_series = group_series.into_iter();
@@ -199,7 +246,7 @@ impl Outline {
             }
             first += group.features.len();
         }
-        Ok(Self { values, filters, series, layout, readings })
+        Ok(Self { values, filters, series, kept: kept_bits, layout, readings, emitted })
     }
 }
 
@@ -221,10 +268,7 @@ impl Source {
                 reason: format!("the source has no field `{field}` of the type of key `{}`", key.name),
             })?);
         }
-        let text = |value: &usize| {
-            let Value { column, hashed } = outline.values[*value];
-            columns[column].data_type == DataType::String && !hashed
-        };
+        let text = |value: &usize| is_text(&columns, &outline.values[*value]);
         let layout = outline.layout;
         let text_words = (0..outline.values.len()).filter(text).map(|value| layout.value_word(value)).collect();
         let text_lanes = outline
@@ -243,12 +287,19 @@ impl Source {
             values: outline.values,
             filters,
             series: outline.series,
+            kept: outline.kept,
+            emits: plan.windows.iter().any(|window| *plan.sources[window.source].name == *source.name),
             layout,
             readings: outline.readings,
             text_words,
             text_lanes,
         })
     }
+}
+
+/// True where a value is the number of a text.
+fn is_text(columns: &[Column], value: &Value) -> bool {
+    columns[value.column].data_type == DataType::String && !value.hashed
 }
 
 /// Columns of a source's batches.

@@ -23,6 +23,7 @@
 
 mod aggregate;
 mod double_double;
+mod emitted;
 mod engine;
 mod entities;
 mod exact;
@@ -64,6 +65,21 @@ pub mod row_columns {
     pub const OFFSET: &str = "source_offset";
     /// Watermark of the task when the row was computed, timestamp (ms, UTC), null before the first.
     pub const WATERMARK: &str = "watermark";
+}
+
+/// Columns of an emitted batch that are not entity keys or functions. Entity keys come first, then the window's beginning and
+/// end, then the functions, then the others.
+pub mod emitted_columns {
+    /// Beginning of the window, timestamp (ms, UTC), inclusive. Of a session: its first event.
+    pub const START: &str = "window_start";
+    /// End of the window, timestamp (ms, UTC), exclusive. Of a session: its last event and the gap.
+    pub const END: &str = "window_end";
+    /// True once the window is closed: there is one such row a window. False for early results.
+    pub const FINAL: &str = "final";
+    /// Offset of the event whose event time closed the window (or asked for the early result), int64.
+    pub const OFFSET: &str = "source_offset";
+    /// All of them.
+    pub const ALL: &[&str] = &[START, END, FINAL, OFFSET];
 }
 
 /// Feature rows of one task.
@@ -132,6 +148,9 @@ pub struct Applied {
     pub rows: FeatureRows,
     /// One row an entity that any event touched, as of the entity's newest event.
     pub online: FeatureRows,
+    /// Rows of the windows that closed and of early results, a batch for each of the plan's windows that has any: keys, then the
+    /// columns of [`emitted_columns`] and the functions. Ascending by [`emitted_columns::OFFSET`].
+    pub emitted: Vec<Option<RecordBatch>>,
     /// Rows that came too late, in the order of their source; each was also told by [`Task::offer`].
     pub late: Vec<Late>,
     /// First unapplied offset of each source; `None` before its first batch.
@@ -206,6 +225,17 @@ pub enum WindowError {
         /// Hash now.
         expected: String,
         /// Hash in the checkpoint.
+        found: String,
+    },
+    /// A checkpoint is of other windows.
+    #[error(
+        "the checkpoint was written with other [windows]: `{found}`, and these are `{expected}`. What is open of them cannot be \
+         carried over: start over with --rebuild, or restore the old ones"
+    )]
+    OtherWindows {
+        /// Layout now.
+        expected: String,
+        /// Layout in the checkpoint.
         found: String,
     },
     /// A checkpoint cannot be read.

@@ -165,7 +165,7 @@ impl RowBuffer {
     }
 }
 
-fn build_column(words: Vec<u64>, valid: Vec<u64>, data_type: DataType, texts: &Texts) -> ArrayRef {
+pub(super) fn build_column(words: Vec<u64>, valid: Vec<u64>, data_type: DataType, texts: &Texts) -> ArrayRef {
     let count = words.len();
     let nulls = NullBuffer::new(BooleanBuffer::new(Buffer::from_vec(valid), 0, count));
     let nulls = (nulls.null_count() > 0).then_some(nulls);

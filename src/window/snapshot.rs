@@ -11,6 +11,10 @@
 //! | `<source>:tiles` | list of uint64 | aggregates, ascending by end: end, lanes |
 //! | `<source>:beyond` | list of uint64 | lanes of all before the longest window, for lifetime windows; else empty |
 //! | `<source>:merged` | timestamp ms | newest event time in tiles or beyond; null for none |
+//! | `window:<name>` | list of uint64 | a piece of what is open of a table of `[windows]`: head, lanes |
+//!
+//! A piece of an open window has a row of its own, whose `newest_event_time` is the least there is and whose other lists are
+//! empty. What its words mean is in `driftline.windows`.
 //!
 //! What the words of rows and lanes mean is in the schema's metadata (`driftline.layout`, one line a source) and explained
 //! in `aggregate.rs`. A text is its place in `texts`, counted from 1; 0 is none. Metadata besides: `driftline.format`,
@@ -27,6 +31,7 @@ use arrow::datatypes::{DataType as ArrowType, Field, Schema, SchemaRef, Timestam
 use serde::{Deserialize, Serialize};
 
 use super::WindowError;
+use super::emitted::pieces;
 use super::engine::{Engine, Source, Value};
 use super::entities::{Keys, decode_keys};
 use super::ordered::visit;
@@ -49,6 +54,10 @@ const KEY_DEFINITION: &str = "driftline.definition";
 const KEY_PARTITION: &str = "driftline.partition";
 const KEY_LAYOUT: &str = "driftline.layout";
 const KEY_TASK: &str = "driftline.task";
+const KEY_WINDOWS: &str = "driftline.windows";
+
+/// `newest_event_time` of the rows that are no entities.
+pub(super) const PIECE: i64 = i64::MIN;
 
 /// What a task knows besides its entities.
 #[derive(Debug, Serialize, Deserialize)]
@@ -130,9 +139,11 @@ pub(super) fn take(task: &Task) -> Result<Vec<RecordBatch>, WindowError> {
             words = 0;
         }
     }
-    if !ids.is_empty() || batches.is_empty() {
+    let pieces = pieces::take(task, &schema)?;
+    if !ids.is_empty() || (batches.is_empty() && pieces.is_empty()) {
         batches.push(close(task, &schema, &mut ids, &mut texts, &mut columns)?);
     }
+    batches.extend(pieces);
     Ok(batches)
 }
 
@@ -183,6 +194,7 @@ fn close(
         }
         arrays.push(Arc::new(TimestampMillisecondArray::from(merged).with_timezone("UTC")));
     }
+    arrays.extend(task.engine.emitted.iter().map(|_| pieces::none(ids.len())));
     ids.clear();
     RecordBatch::try_new(schema.clone(), arrays).map_err(|error| WindowError::Rows(error.to_string()))
 }
@@ -200,6 +212,7 @@ fn columns_schema(engine: &Engine) -> Vec<Field> {
         }
         fields.push(Field::new(format!("{}:merged", source.name), time.clone(), true));
     }
+    fields.extend(pieces::fields(engine));
     fields
 }
 
@@ -239,7 +252,8 @@ fn schema(task: &Task) -> Result<SchemaRef, WindowError> {
         (KEY_LAYOUT, layout_in_words(&task.engine)),
         (KEY_TASK, record),
     ];
-    let metadata = metadata.map(|(key, value)| (key.to_owned(), value)).into();
+    let windows = pieces::layout_in_words(&task.engine).map(|layout| (KEY_WINDOWS, layout));
+    let metadata = metadata.into_iter().chain(windows).map(|(key, value)| (key.to_owned(), value)).collect();
     Ok(Arc::new(Schema::new_with_metadata(columns_schema(&task.engine), metadata)))
 }
 
@@ -262,6 +276,11 @@ pub(super) fn restore(engine: Arc<Engine>, partition: i32, batches: &[RecordBatc
     let found = metadata(KEY_PARTITION)?;
     if found != partition.to_string() {
         return Err(corrupt(format!("it is of partition {found}, not {partition}")));
+    }
+    let windows = pieces::layout_in_words(&engine).unwrap_or_default();
+    let found = schema.metadata().get(KEY_WINDOWS).cloned().unwrap_or_default();
+    if found != windows {
+        return Err(WindowError::OtherWindows { expected: windows, found });
     }
     let layout = metadata(KEY_LAYOUT)?;
     if layout != layout_in_words(&engine) {
@@ -306,11 +325,15 @@ fn restore_batch(task: &mut Task, batch: &RecordBatch) -> Result<(), String> {
     let newest = batch.column(width).as_primitive::<TimestampMillisecondType>();
     let texts = batch.column(width + 1).as_list::<i32>();
     for entity in 0..batch.num_rows() {
-        let id = task.entities.entity(keys.get(entity));
-        task.entities.get_mut(id).newest = newest.value(entity);
         let local = texts.value(entity);
         let numbers: Vec<u64> =
             local.as_string::<i32>().iter().map(|text| task.texts.number(text.unwrap_or(""))).collect();
+        if newest.value(entity) == PIECE {
+            pieces::restore(task, batch, entity, keys.get(entity), &numbers)?;
+            continue;
+        }
+        let id = task.entities.entity(keys.get(entity));
+        task.entities.get_mut(id).newest = newest.value(entity);
         for (index, source) in engine.sources.iter().enumerate() {
             let layout = &source.layout;
             let columns = &batch.columns()[width + 2 + 4 * index..][..4];

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 
 use super::aggregate::Span;
+use super::emitted::{Event, OpenWindows};
 use super::engine::Engine;
 use super::entities::{Entities, EntityId};
 use super::rows::{Origin, RowBuffer};
@@ -31,6 +32,7 @@ pub struct Task {
     pub(super) time: TaskTime,
     /// For each source: the offset after its last applied row.
     pub(super) applied: Vec<i64>,
+    pub(super) windows: OpenWindows,
     synchroniser: Synchroniser,
     /// Event time as of the last row offered, to tell late rows early.
     offered: Vec<SourceTime>,
@@ -99,6 +101,7 @@ impl Task {
             offered: time.sources.clone(),
             time,
             applied: vec![0; engine.sources()],
+            windows: OpenWindows::new(&engine),
             synchroniser: Synchroniser::new(positions),
             counts: vec![Counts::default(); engine.sources()],
             failures: Failures::default(),
@@ -115,6 +118,7 @@ impl Task {
     pub fn restore(engine: Arc<Engine>, partition: i32, snapshot: &[RecordBatch]) -> Result<Self, WindowError> {
         let mut task = snapshot::restore(engine, partition, snapshot)?;
         task.offered = task.time.sources.clone();
+        task.windows.restored(&task.engine, &task.time.sources);
         Ok(task)
     }
 
@@ -185,12 +189,20 @@ impl Task {
             }
             self.time.follow(index);
             self.applied[index] = offset + 1;
-            let entity = self.entities.entity(batch.keys.get(row));
+            let key = batch.keys.get(row);
             let words = &batch.rows[row * layout.row..][..layout.row];
+            if source.emits {
+                let event = Event { source: index, offset, key, row: words };
+                self.windows.take(engine, event, &self.time.sources[index]);
+            }
+            if engine.features.is_empty() {
+                continue;
+            }
+            let entity = self.entities.entity(key);
             let known = self.entities.get_mut(entity);
             known.newest = known.newest.max(time);
             let (newest, touched) = (known.newest, known.touched as usize);
-            if words[1..=layout.lanes.mask_words()].iter().any(|&mask| mask != 0) {
+            if words[1..].iter().zip(&source.kept).any(|(mask, kept)| mask & kept != 0) {
                 let state = self.entities.state(entity, index);
                 let before = state.bytes();
                 if state.insert(layout, words) {
@@ -259,6 +271,7 @@ impl Task {
         Ok(Applied {
             rows,
             online,
+            emitted: self.windows.build(&self.engine, &self.texts)?,
             late: std::mem::take(&mut self.output.late),
             next: self.synchroniser.next(),
             counts: std::mem::replace(&mut self.counts, vec![Counts::default(); self.engine.sources()]),
@@ -301,6 +314,7 @@ impl Task {
                 super::ordered::visit(rows, source.layout.row, 0, &source.text_words, &mut renumber);
             });
         }
+        self.windows.for_each_text(&self.engine, &mut renumber);
         self.texts.collected();
     }
 
@@ -326,7 +340,10 @@ impl Task {
 
     /// Bytes held.
     pub fn memory(&self) -> Memory {
-        Memory { state: self.entities.bytes() + self.texts.bytes(), buffered: self.synchroniser.bytes() }
+        Memory {
+            state: self.entities.bytes() + self.windows.bytes() + self.texts.bytes(),
+            buffered: self.synchroniser.bytes(),
+        }
     }
 
     /// The whole state as of the last [`Task::advance`], at least one batch. Its schema, and what the words in it mean, are

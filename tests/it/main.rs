@@ -16,4 +16,5 @@ mod servers;
 mod shipped;
 mod source_plan;
 mod stores;
+mod windows;
 mod workers;

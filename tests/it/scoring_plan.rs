@@ -27,6 +27,7 @@ pub fn scoring_plan(root: &Path, features: &[(&str, DataType)]) -> Plan {
         entity: EntityPlan { name: "customer".into(), keys: vec![column(("customer_id", DataType::String))] },
         sources: Vec::new(),
         groups: Vec::new(),
+        windows: Vec::new(),
         derived: features.iter().map(|f| DerivedPlan { column: column(*f), sql: String::new() }).collect(),
         score: Some(ScorePlan {
             on: 0,

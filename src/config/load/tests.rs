@@ -468,6 +468,52 @@ fn features_that_share_a_field_of_the_hash_are_refused() {
     assert!(load_text(&text).is_ok());
 }
 
+#[rstest]
+#[case("tumbling = \"1m\"", &[])]
+#[case("hopping = \"1h\"\nstep = \"5m\"\nearly = \"10s\"\nwhere = \"quantity > 1\"", &[])]
+#[case("session = \"30m\"\ntopic = \"visits\"", &[])]
+#[case("", &["what kind of window this is has to be said"])]
+#[case("tumbling = \"1m\"\nsession = \"1m\"", &["a window is of one kind"])]
+#[case("hopping = \"1h\"", &["a hopping window needs a step"])]
+#[case("hopping = \"1h\"\nstep = \"7m\"", &["the step 7m does not divide the window 1h"])]
+#[case("tumbling = \"1m\"\nstep = \"1m\"", &["only hopping windows have a step"])]
+#[case("tumbling = \"0s\"", &["the duration has to be longer than nothing"])]
+#[case("tumbling = \"1500us\"", &["event time has milliseconds, and no parts of them"])]
+#[case("tumbling = \"1m\"\nwhere = \"quantity\"", &["a condition has to be true or false"])]
+#[case("tumbling = \"1m\"\ntopic = \"churn.logins\"", &["is the topic of a source"])]
+#[case("tumbling = \"1m\"\ntopic = \"a b\"", &["`a b` cannot name a topic"])]
+fn windows_are_checked(#[case] lines_: &str, #[case] expected: &[&str]) {
+    let windows =
+        format!("[windows.visits]\nsource = \"purchases\"\nof = \"amount\"\nfunctions = [\"sum\"]\n{lines_}\n[score]");
+    let text = PIPELINE.replace("[score]", &windows);
+    match load_text(&text) {
+        Ok(plan) => {
+            assert_eq!(expected, [""; 0]);
+            let without = load_text(PIPELINE).unwrap();
+            assert_eq!(plan.definition, without.definition, "the features are the same");
+            assert_eq!(plan.windows[0].functions[0].1, Column { name: "sum".into(), data_type: DataType::Float64 });
+        }
+        Err(faults) => {
+            let found = lines(Err(faults));
+            assert_eq!(found.len(), expected.len(), "{found:?}");
+            for (found, expected) in found.iter().zip(expected) {
+                assert!(found.contains(expected), "{found}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_rows_of_windows_have_no_two_columns_of_a_name() {
+    let text = PIPELINE
+        .replace("customer_id = \"string\"", "sum = \"string\"")
+        .replace("customer_id = \"user\"", "sum = \"user\"")
+        .replace("derive = {", "key = { sum = \"customer_id\" }\nderive = {")
+        .replace("[score]", "[windows.visits]\nsource = \"purchases\"\nof = \"amount\"\nfunctions = [\"sum\"]\ntumbling = \"1m\"\n[score]");
+    let found = lines(load_text(&text));
+    assert!(found.len() == 1 && found[0].contains("would have two columns `sum`"), "{found:?}");
+}
+
 #[test]
 fn the_plan_can_be_read() {
     let project = Project::new(PIPELINE, PURCHASE);

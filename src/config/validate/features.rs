@@ -66,7 +66,7 @@ pub(super) fn features(
     faults: &mut Collector,
 ) -> Features {
     let site = root.get("features");
-    if spec.features.is_empty() {
+    if spec.features.is_empty() && spec.windows.is_empty() {
         let help = "aggregate a source: [features.spend] with source, of, functions and windows";
         faults.report(&site.key(), "there is no feature group", Some(help.into()));
     }
@@ -331,7 +331,7 @@ fn name_part(category: &str) -> String {
     category.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
 }
 
-fn functions(spec: &GroupSpec, of: Option<&Column>, site: &Site<'_>, faults: &mut Collector) {
+pub(super) fn functions(spec: &GroupSpec, of: Option<&Column>, site: &Site<'_>, faults: &mut Collector) {
     if spec.functions.is_empty() {
         faults.report(&site.key(), "there is nothing to compute: `functions` is empty", None);
     }

@@ -9,6 +9,7 @@ mod model;
 mod sources;
 mod stores;
 mod tiles;
+mod windows;
 
 use std::path::Path;
 use std::time::Duration;
@@ -43,6 +44,7 @@ pub(super) fn plan(spec: &Spec, root: &Site<'_>, folders: &Folders<'_>, faults: 
     let entity = entity::entity(spec, root, faults);
     let mut drafts = sources::sources(spec, root, entity.as_ref(), folders, faults);
     let features = features::features(spec, root, entity.as_ref(), &mut drafts, faults);
+    let windows = windows::windows(spec, root, entity.as_ref(), &mut drafts, faults);
     let labels = sources::labels(spec, root, entity.as_ref(), folders, faults);
     let model = model::model(spec, root, &features, faults);
 
@@ -59,6 +61,7 @@ pub(super) fn plan(spec: &Spec, root: &Site<'_>, folders: &Folders<'_>, faults: 
         sources: drafts.into_iter().map(sources::Draft::finish).collect(),
         groups: features.groups,
         derived: features.derived,
+        windows,
         score: model.score,
         labels,
         monitor: model.monitor,

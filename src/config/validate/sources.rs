@@ -37,6 +37,11 @@ impl Draft<'_> {
         &self.plan.name
     }
 
+    /// Its topic.
+    pub(super) fn topic(&self) -> &str {
+        &self.plan.topic
+    }
+
     /// Fields and derived columns, for the feature groups; `None` where they are unknown for another fault.
     pub(super) fn columns(&self) -> Option<Vec<Column>> {
         if self.site.get("derive").has_fault() {

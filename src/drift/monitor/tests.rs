@@ -37,6 +37,7 @@ fn plan(window: MonitorWindow, when: &str) -> Plan {
         sources: Vec::new(),
         groups: Vec::new(),
         derived: Vec::new(),
+        windows: Vec::new(),
         score: Some(ScorePlan {
             on: 0,
             model: "churn".into(),

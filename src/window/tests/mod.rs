@@ -1,6 +1,7 @@
 //! Tests of the engine as a whole: small edge cases, and random streams against an oracle.
 
 mod edges;
+mod emitted;
 mod exact;
 mod oracle;
 mod properties;
@@ -158,6 +159,7 @@ fn plan(sources: Vec<SourcePlan>, groups: Vec<GroupPlan>, on: Option<usize>) -> 
         sources,
         groups,
         derived: Vec::new(),
+        windows: Vec::new(),
         score: on.map(|on| ScorePlan {
             on,
             model: "m".to_owned(),

@@ -112,7 +112,7 @@ impl<'a> Oracle<'a> {
     }
 }
 
-fn counts(group: &GroupPlan, event: &Event) -> bool {
+pub(super) fn counts(group: &GroupPlan, event: &Event) -> bool {
     let kept = match group.filter.as_deref() {
         None => true,
         Some("units > 2") => event.units.is_some_and(|units| units > 2),
@@ -138,7 +138,7 @@ fn is_in(group: &GroupPlan, feature: usize, event: &Event) -> bool {
     category.as_ref() == Some(&by.categories[by.of_feature[feature]])
 }
 
-fn value(group: &GroupPlan, function: Function, time: i64, length: Option<i64>, events: &[&Event]) -> Cell {
+pub(super) fn value(group: &GroupPlan, function: Function, time: i64, length: Option<i64>, events: &[&Event]) -> Cell {
     let data_type = group.of.as_ref().map(|of| of.data_type);
     let name = group.of.as_ref().map_or("", |of| of.name.as_ref());
     let integer = |event: &Event| match name {

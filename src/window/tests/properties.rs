@@ -31,7 +31,7 @@ const CATEGORIES: [(&str, &[&str]); 3] =
 
 const COLUMNS: [Option<&str>; 6] = [None, Some("amount"), Some("units"), Some("kind"), Some("due"), Some("flag")];
 
-fn events(most: usize, out_of_order: i64) -> impl Strategy<Value = Vec<Event>> {
+pub(super) fn events(most: usize, out_of_order: i64) -> impl Strategy<Value = Vec<Event>> {
     let step = prop_oneof![6 => 0i64..20, 2 => Just(0), 1 => 0i64..2000];
     let back = prop_oneof![3 => Just(0), 2 => 0..=out_of_order, 1 => 0..=2 * out_of_order + 5];
     let amount = prop_oneof![8 => (0i64..100_000).prop_map(|cents| Some(cents as f64 / 100.0)), 1 => Just(None), 1 => Just(Some(f64::NAN))];

@@ -33,7 +33,14 @@ fn next(offset: i64) -> Offsets {
 
 /// The checkpoint after the events `from..to`. The state stands for any batches: here the rows of the newest events.
 fn checkpoint(previous: Option<&Manifest>, from: i64, to: i64) -> Checkpoint<'_> {
-    Checkpoint { partition: 0, next: next(to), state: rows(to - 5, to), rows: rows(from, to), previous }
+    Checkpoint {
+        partition: 0,
+        next: next(to),
+        state: rows(to - 5, to),
+        rows: rows(from, to),
+        windows: Vec::new(),
+        previous,
+    }
 }
 
 fn files(folder: &Path) -> BTreeSet<String> {
@@ -75,7 +82,8 @@ fn a_checkpoint_is_found_again_whole() {
     let second = store.commit(&checkpoint(Some(&first), 100, 250)).unwrap();
     // Nothing new to say about features: no file for it.
     let third = store.commit(&Checkpoint { rows: Vec::new(), ..checkpoint(Some(&second), 250, 251) }).unwrap();
-    let empty = Checkpoint { partition: 3, next: Offsets::new(), state: vec![], rows: vec![], previous: None };
+    let empty =
+        Checkpoint { partition: 3, next: Offsets::new(), state: vec![], rows: vec![], windows: vec![], previous: None };
     store.commit(&empty).unwrap();
 
     let store = open(folder.path());

@@ -166,8 +166,23 @@ impl Trial {
         ]
         .iter()
         .fold(key.to_owned(), |key, (placeholder, name)| key.replace(placeholder, name));
+        let key = key.replace("<table>", "visits");
         assert!(!key.contains('<'), "{key}");
-        lines(self.0.load(&[], &[(&key, value)]))
+        let mut set = Vec::new();
+        if let Some(own) = key.strip_prefix("windows.visits.") {
+            set.extend([("source", r#""purchases""#), ("of", r#""quantity""#), ("functions", r#"["count"]"#)]);
+            set.push(match own {
+                "hopping" => ("step", r#""1m""#),
+                "step" => ("hopping", r#""1h""#),
+                _ => ("tumbling", r#""1m""#),
+            });
+            // The kinds exclude each other.
+            set.retain(|(name, _)| *name != own && !(*name == "tumbling" && own == "session"));
+        }
+        let set: Vec<_> = set.into_iter().map(|(name, value)| (format!("windows.visits.{name}"), value)).collect();
+        let mut set: Vec<_> = set.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+        set.push((&key, value));
+        lines(self.0.load(&[], &set))
     }
 }
 

@@ -1,0 +1,321 @@
+//! Windows that are emitted when they close.
+//!
+//! A window closes when the watermark of its source's partition reaches its end: no event that belongs to it is accepted
+//! any more. Its row is then emitted, once. When that happens depends on the partition's log alone, so each row has an
+//! offset: that of the event that moved the watermark. A replay closes the same windows at the same offsets.
+//!
+//! Rows that one event closes are ordered by the windows' ends, then by key.
+
+mod buffer;
+mod panes;
+pub(super) mod pieces;
+mod sessions;
+
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::{DataType as ArrowType, Field, Schema, SchemaRef};
+
+use self::buffer::EmittedBuffer;
+use self::panes::Panes;
+use self::sessions::Sessions;
+use super::aggregate::{self, Lanes, Outline};
+use super::engine::Engine;
+use super::entities::hash;
+use super::ordered::visit;
+use super::texts::Texts;
+use super::watermark::SourceTime;
+use super::{WindowError, emitted_columns};
+use crate::config::plan::{Column, DataType, EmittedPlan, Function, Span};
+
+/// The windows of one table `[windows.NAME]`, compiled.
+#[derive(Debug)]
+pub(super) struct Emitted {
+    pub name: String,
+    pub source: usize,
+    span: Span,
+    early: Option<i64>,
+    /// Word of a row's mask, and its bit, that says that the event belongs to these windows.
+    mask: (usize, u64),
+    lanes: Lanes,
+    functions: Vec<Function>,
+    columns: Vec<Column>,
+    /// Lanes that hold the number of a text.
+    text_lanes: Vec<usize>,
+    schema: SchemaRef,
+}
+
+impl Emitted {
+    /// Compiles a plan's windows: the series `series` of a source whose rows have `mask_words` words of masks.
+    pub fn new(
+        plan: &EmittedPlan,
+        keys: &[Column],
+        series: usize,
+        mut outline: Outline,
+        mask_words: usize,
+        is_text: bool,
+    ) -> Self {
+        plan.functions.iter().for_each(|(function, _)| outline.parts.include(*function, outline.kind));
+        let lanes = Lanes::single(outline, mask_words);
+        let columns: Vec<Column> = plan.functions.iter().map(|(_, column)| column.clone()).collect();
+        let time = DataType::Timestamp.to_arrow();
+        let keys = keys.iter().map(|key| Field::new(key.name.as_ref(), key.data_type.to_arrow(), false));
+        let bounds = [emitted_columns::START, emitted_columns::END].map(|name| Field::new(name, time.clone(), false));
+        let values = columns.iter().map(|column| Field::new(column.name.as_ref(), column.data_type.to_arrow(), true));
+        let rest = [
+            Field::new(emitted_columns::FINAL, ArrowType::Boolean, false),
+            Field::new(emitted_columns::OFFSET, ArrowType::Int64, false),
+        ];
+        Self {
+            name: plan.name.clone(),
+            source: plan.source,
+            span: plan.span,
+            early: plan.early_ms,
+            mask: (1 + series / 64, 1 << (series % 64)),
+            text_lanes: lanes.value_lanes(0).filter(|_| is_text).collect(),
+            lanes,
+            functions: plan.functions.iter().map(|(function, _)| *function).collect(),
+            schema: Arc::new(Schema::new(keys.chain(bounds).chain(values).chain(rest).collect::<Vec<_>>())),
+            columns,
+        }
+    }
+
+    /// Words of a piece of state before its lanes.
+    fn head(&self) -> usize {
+        match self.span {
+            Span::Hopping { .. } => panes::HEAD,
+            Span::Session { .. } => sessions::HEAD,
+        }
+    }
+
+    /// What the words of a piece of state mean.
+    pub fn layout_in_words(&self) -> String {
+        let head = match self.span {
+            Span::Hopping { length_ms, step_ms } => format!("length {length_ms} step {step_ms} piece: start fresh"),
+            Span::Session { gap_ms } => format!("gap {gap_ms} piece: start last fresh"),
+        };
+        let lanes: Vec<String> = self.lanes.names().collect();
+        format!("{} early {:?} {head} {}\n", self.name, self.early, lanes.join(" "))
+    }
+
+    fn open(&self) -> Open {
+        match self.span {
+            Span::Hopping { length_ms, step_ms } => Open::Panes(Panes::new(length_ms, step_ms)),
+            Span::Session { gap_ms } => Open::Sessions(Sessions::new(gap_ms)),
+        }
+    }
+}
+
+/// What is open of one table's windows.
+#[derive(Debug)]
+enum Open {
+    Panes(Panes),
+    Sessions(Sessions),
+}
+
+impl Open {
+    fn insert(&mut self, lanes: &Lanes, hash: u64, key: &[u8], row: &[u64]) {
+        match self {
+            Self::Panes(panes) => panes.insert(lanes, hash, key, row),
+            Self::Sessions(sessions) => sessions.insert(lanes, hash, key, row),
+        }
+    }
+
+    /// The first watermark at which a window closes; `i64::MAX` where nothing is open.
+    fn due(&self) -> i64 {
+        match self {
+            Self::Panes(panes) => panes.due(),
+            Self::Sessions(sessions) => sessions.due(),
+        }
+    }
+}
+
+/// All windows of a task that are open, and the rows of those that have closed.
+#[derive(Debug)]
+pub(super) struct OpenWindows {
+    tables: Vec<Table>,
+    /// By source: what its next event may do.
+    ticks: Vec<Tick>,
+}
+
+#[derive(Debug)]
+struct Table {
+    open: Open,
+    rows: EmittedBuffer,
+}
+
+/// When something has to be done for the windows of a source.
+#[derive(Debug, Clone, Copy)]
+struct Tick {
+    /// From this watermark on a window closes.
+    due: i64,
+    /// From this event time on early results are due.
+    early: i64,
+    /// Highest event time before the next event.
+    seen: Option<i64>,
+}
+
+/// An event on its way into windows.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Event<'a> {
+    /// Its source.
+    pub source: usize,
+    /// Its offset.
+    pub offset: i64,
+    /// Its key's bytes.
+    pub key: &'a [u8],
+    /// Its row: time, mask, values.
+    pub row: &'a [u64],
+}
+
+impl OpenWindows {
+    pub fn new(engine: &Engine) -> Self {
+        let table = |emitted: &Emitted| Table { open: emitted.open(), rows: EmittedBuffer::new(emitted.columns.len()) };
+        Self {
+            tables: engine.emitted.iter().map(table).collect(),
+            ticks: vec![Tick { due: i64::MAX, early: i64::MAX, seen: None }; engine.sources()],
+        }
+    }
+
+    /// Goes on from the clocks of the sources, once all pieces of state are back.
+    pub fn restored(&mut self, engine: &Engine, clocks: &[SourceTime]) {
+        for (table, emitted) in self.tables.iter_mut().zip(&engine.emitted) {
+            if let (Open::Panes(panes), Some(watermark)) = (&mut table.open, clocks[emitted.source].watermark()) {
+                panes.closed_to(watermark);
+            }
+        }
+        for (source, clock) in clocks.iter().enumerate() {
+            self.set_tick(engine, source, clock.newest);
+        }
+    }
+
+    /// Takes an event that is not late, after the clock of its source has seen it.
+    #[inline]
+    pub fn take(&mut self, engine: &Engine, event: Event<'_>, clock: &SourceTime) {
+        let tick = self.ticks[event.source];
+        let time = event.row[0] as i64;
+        if tick.seen.is_none() {
+            self.set_tick(engine, event.source, clock.newest);
+        } else if clock.watermark().is_some_and(|watermark| watermark >= tick.due) || time >= tick.early {
+            self.tick(engine, event, clock);
+        }
+        let mut hashed = None;
+        for (table, emitted) in self.tables.iter_mut().zip(&engine.emitted) {
+            let (word, bit) = emitted.mask;
+            if emitted.source == event.source && event.row[word] & bit != 0 {
+                let hash = *hashed.get_or_insert_with(|| hash(event.key));
+                table.open.insert(&emitted.lanes, hash, event.key, event.row);
+                let due = &mut self.ticks[event.source].due;
+                *due = (*due).min(table.open.due());
+            }
+        }
+    }
+
+    /// Closes what the watermark has passed, then gives early results, where they are due. The event itself is not in them.
+    #[cold]
+    fn tick(&mut self, engine: &Engine, event: Event<'_>, clock: &SourceTime) {
+        let (source, offset) = (event.source, event.offset);
+        let Some(watermark) = clock.watermark() else { return };
+        for (table, emitted) in self.tables.iter_mut().zip(&engine.emitted).filter(|(_, e)| e.source == source) {
+            let rows = &mut table.rows;
+            let mut put = |last: bool, key: &[u8], start: i64, end: i64, lanes: &[u64]| {
+                rows.push(key, start, end, last, offset, |put| {
+                    let span = aggregate::Span { as_of: end, seconds: (end - start) as f64 / 1000.0 };
+                    emitted.lanes.read(0, &emitted.functions, lanes, span, put);
+                });
+            };
+            match &mut table.open {
+                Open::Panes(panes) => panes.close(&emitted.lanes, watermark, |k, s, e, l| put(true, k, s, e, l)),
+                Open::Sessions(sessions) => sessions.close(watermark, |k, s, e, l| put(true, k, s, e, l)),
+            }
+            if emitted.early.is_some_and(|every| crosses(self.ticks[source].seen, clock.newest, every)) {
+                match &mut table.open {
+                    Open::Panes(panes) => panes.early(&emitted.lanes, |k, s, e, l| put(false, k, s, e, l)),
+                    Open::Sessions(sessions) => sessions.early(|k, s, e, l| put(false, k, s, e, l)),
+                }
+            }
+        }
+        self.set_tick(engine, source, clock.newest);
+    }
+
+    fn set_tick(&mut self, engine: &Engine, source: usize, newest: Option<i64>) {
+        let own = || self.tables.iter().zip(&engine.emitted).filter(|(_, emitted)| emitted.source == source);
+        let next = |every: i64| newest.map_or(i64::MIN, |newest| (newest.div_euclid(every) + 1).saturating_mul(every));
+        let early = own().filter_map(|(_, emitted)| emitted.early).map(next).min().unwrap_or(i64::MAX);
+        let due = own().map(|(table, _)| table.open.due()).min().unwrap_or(i64::MAX);
+        self.ticks[source] = Tick { due, early, seen: newest };
+    }
+
+    /// The rows since the last call, one batch a table; none where there are no rows.
+    pub fn build(&mut self, engine: &Engine, texts: &Texts) -> Result<Vec<Option<RecordBatch>>, WindowError> {
+        let tables = self.tables.iter_mut().zip(&engine.emitted);
+        tables.map(|(table, emitted)| table.rows.build(emitted, &engine.keys, texts)).collect()
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        let open = |open: &Open| match open {
+            Open::Panes(panes) => panes.bytes(),
+            Open::Sessions(sessions) => sessions.bytes(),
+        };
+        self.tables.iter().map(|table| open(&table.open)).sum()
+    }
+
+    /// Calls `change` with every word that holds the number of a text.
+    pub fn for_each_text(&mut self, engine: &Engine, mut change: impl FnMut(&mut u64)) {
+        for (table, emitted) in self.tables.iter_mut().zip(&engine.emitted) {
+            let (width, lanes) = (emitted.lanes.width(), &emitted.text_lanes);
+            let mut all = |words: &mut [u64]| visit(words, width.max(1), 0, lanes, &mut change);
+            match &mut table.open {
+                Open::Panes(panes) => panes.for_each_lanes(&mut all),
+                Open::Sessions(sessions) => sessions.for_each_lanes(&mut all),
+            }
+        }
+    }
+
+    /// Calls `piece` with the number of a table, a key, and the words of each piece of state.
+    pub fn for_each_piece(&self, engine: &Engine, mut piece: impl FnMut(usize, &[u8], &mut Vec<u64>)) {
+        let mut words = Vec::new();
+        for (index, (table, emitted)) in self.tables.iter().zip(&engine.emitted).enumerate() {
+            let width = emitted.lanes.width();
+            let mut put = |key: &[u8], head: &[u64], lanes: &[u64]| {
+                words.clear();
+                words.extend_from_slice(head);
+                words.extend_from_slice(lanes);
+                piece(index, key, &mut words);
+            };
+            match &table.open {
+                Open::Panes(panes) => panes.for_each_piece(width, &mut put),
+                Open::Sessions(sessions) => sessions.for_each_piece(&mut put),
+            }
+        }
+    }
+
+    /// Puts a piece of state back. False where its words do not fit.
+    pub fn restore_piece(&mut self, engine: &Engine, table: usize, key: &[u8], words: &[u64]) -> bool {
+        let emitted = &engine.emitted[table];
+        if words.len() != emitted.head() + emitted.lanes.width() {
+            return false;
+        }
+        match &mut self.tables[table].open {
+            Open::Panes(panes) => panes.restore_piece(&emitted.lanes, hash(key), key, words),
+            Open::Sessions(sessions) => sessions.restore_piece(hash(key), key, words),
+        }
+        true
+    }
+}
+
+impl Emitted {
+    /// Words of a piece of state that hold the number of a text.
+    pub fn text_words(&self) -> impl Iterator<Item = usize> + '_ {
+        self.text_lanes.iter().map(|lane| self.head() + lane)
+    }
+}
+
+/// True where a multiple of `every` lies after `before` and not after `newest`.
+fn crosses(before: Option<i64>, newest: Option<i64>, every: i64) -> bool {
+    match (before, newest) {
+        (Some(before), Some(newest)) => before.div_euclid(every) < newest.div_euclid(every),
+        _ => false,
+    }
+}

@@ -1,0 +1,90 @@
+//! Rows of closed windows on their way to columns.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, BooleanArray, Int64Array, RecordBatch, TimestampMillisecondArray};
+
+use super::Emitted;
+use crate::config::plan::Column;
+use crate::window::WindowError;
+use crate::window::entities::decode_keys;
+use crate::window::rows::build_column;
+use crate::window::texts::Texts;
+
+/// Rows of one table's windows, column by column.
+#[derive(Debug, Default)]
+pub(super) struct EmittedBuffer {
+    keys: Vec<u8>,
+    key_ends: Vec<usize>,
+    starts: Vec<i64>,
+    ends: Vec<i64>,
+    finals: Vec<bool>,
+    offsets: Vec<i64>,
+    /// For each function: words, and one bit a row that says that there is a value.
+    values: Vec<(Vec<u64>, Vec<u64>)>,
+}
+
+impl EmittedBuffer {
+    pub fn new(functions: usize) -> Self {
+        Self { values: vec![Default::default(); functions], ..Self::default() }
+    }
+
+    /// Appends a row. `read` tells each function's number and value.
+    pub fn push(
+        &mut self,
+        key: &[u8],
+        start: i64,
+        end: i64,
+        last: bool,
+        offset: i64,
+        read: impl FnOnce(&mut dyn FnMut(usize, Option<u64>)),
+    ) {
+        let row = self.starts.len();
+        self.keys.extend_from_slice(key);
+        self.key_ends.push(self.keys.len());
+        self.starts.push(start);
+        self.ends.push(end);
+        self.finals.push(last);
+        self.offsets.push(offset);
+        for (words, valid) in &mut self.values {
+            words.push(0);
+            if row.is_multiple_of(64) {
+                valid.push(0);
+            }
+        }
+        read(&mut |function, value| {
+            if let Some(value) = value {
+                let (words, valid) = &mut self.values[function];
+                words[row] = value;
+                valid[row / 64] |= 1 << (row % 64);
+            }
+        });
+    }
+
+    /// Takes all rows as a batch; `None` where there are none.
+    pub fn build(
+        &mut self,
+        emitted: &Emitted,
+        keys: &[Column],
+        texts: &Texts,
+    ) -> Result<Option<RecordBatch>, WindowError> {
+        if self.starts.is_empty() {
+            return Ok(None);
+        }
+        let rows = std::mem::replace(self, Self::new(emitted.columns.len()));
+        let mut from = 0;
+        let parts = rows.key_ends.iter().map(|&end| &rows.keys[std::mem::replace(&mut from, end)..end]);
+        let mut columns: Vec<ArrayRef> = decode_keys(parts, keys);
+        for instants in [rows.starts, rows.ends] {
+            columns.push(Arc::new(TimestampMillisecondArray::from(instants).with_timezone("UTC")));
+        }
+        for ((words, valid), column) in rows.values.into_iter().zip(&emitted.columns) {
+            columns.push(build_column(words, valid, column.data_type, texts));
+        }
+        columns.push(Arc::new(BooleanArray::from(rows.finals)));
+        columns.push(Arc::new(Int64Array::from(rows.offsets)));
+        RecordBatch::try_new(emitted.schema.clone(), columns)
+            .map(Some)
+            .map_err(|error| WindowError::Rows(error.to_string()))
+    }
+}

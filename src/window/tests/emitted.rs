@@ -1,0 +1,343 @@
+//! Windows that are emitted when they close, against an oracle that keeps all events.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use rstest::rstest;
+
+use super::oracle::{assert_same, counts, value};
+use super::properties::events;
+use super::*;
+use crate::broker::NextOffset;
+use crate::config::plan::{EmittedPlan, Span};
+use crate::window::WindowError;
+
+fn windows(name: &str, of: Option<&str>, filter: Option<&str>, span: Span, early_ms: Option<i64>) -> EmittedPlan {
+    let group = group(name, 0, of, filter, &[window(1000, 10)]);
+    let functions = group.features.into_iter();
+    let functions = functions.map(|(function, _, c)| (function, column(&function.to_string(), c.data_type))).collect();
+    EmittedPlan {
+        name: name.to_owned(),
+        source: 0,
+        of: group.of,
+        filter: group.filter,
+        span,
+        functions,
+        early_ms,
+        topic: format!("test.windows.{name}").into(),
+    }
+}
+
+fn hopping(length_ms: i64, step_ms: i64) -> Span {
+    Span::Hopping { length_ms, step_ms }
+}
+
+fn session(gap_ms: i64) -> Span {
+    Span::Session { gap_ms }
+}
+
+fn plan_of(windows: Vec<EmittedPlan>, out_of_order_ms: u64) -> Plan {
+    Plan { windows, ..plan(vec![source("purchases", out_of_order_ms)], Vec::new(), None) }
+}
+
+fn rows_of(batch: &RecordBatch) -> Vec<Row> {
+    let schema = batch.schema();
+    let row = |index: usize| {
+        let columns = schema.fields().iter().zip(batch.columns());
+        columns.map(|(field, array)| (field.name().clone(), cell(array, index))).collect()
+    };
+    (0..batch.num_rows()).map(row).collect()
+}
+
+/// All rows that a plan's windows emit, computed from the definition of a window.
+struct Oracle<'a> {
+    windows: &'a EmittedPlan,
+    /// Events that were not late: offset, event.
+    accepted: Vec<(i64, Event)>,
+    /// Windows of open events that changed since the last early results: key and an event of each.
+    fresh: BTreeSet<(u8, i64)>,
+    rows: Vec<Row>,
+}
+
+impl Oracle<'_> {
+    fn run(windows: &EmittedPlan, bound: i64, log: &[Event]) -> Vec<Row> {
+        let mut oracle = Oracle { windows, accepted: Vec::new(), fresh: BTreeSet::new(), rows: Vec::new() };
+        let mut newest: Option<i64> = None;
+        for (offset, event) in (0..).zip(log) {
+            if newest.is_some_and(|newest| event.time < newest - bound) {
+                continue;
+            }
+            let before = newest;
+            newest = newest.max(Some(event.time));
+            if let (Some(before), Some(newest)) = (before, newest) {
+                oracle.close(before - bound, newest - bound, offset);
+                let early = windows.early_ms;
+                if early.is_some_and(|every| before.div_euclid(every) < newest.div_euclid(every)) {
+                    oracle.early(newest - bound, offset);
+                }
+            }
+            if counts(&oracle.group(), event) {
+                oracle.fresh.insert((event.key, event.time));
+                oracle.accepted.push((offset, event.clone()));
+            }
+        }
+        oracle.rows
+    }
+
+    fn group(&self) -> GroupPlan {
+        let EmittedPlan { name, of, filter, .. } = self.windows.clone();
+        GroupPlan { of, filter, ..group(&name, 0, None, None, &[]) }
+    }
+
+    /// All windows of a key: start, end, the events in them.
+    fn windows_of(&self, key: u8) -> Vec<(i64, i64, Vec<&Event>)> {
+        let mut own: Vec<&(i64, Event)> = self.accepted.iter().filter(|(_, event)| event.key == key).collect();
+        own.sort_by_key(|(offset, event)| (event.time, *offset));
+        let own: Vec<&Event> = own.into_iter().map(|(_, event)| event).collect();
+        match self.windows.span {
+            Span::Hopping { length_ms, step_ms } => {
+                let hops = length_ms / step_ms;
+                let starts = own.iter().flat_map(|event| {
+                    let last = event.time.div_euclid(step_ms);
+                    (last - hops + 1..=last).map(|hop| hop * step_ms)
+                });
+                let starts: BTreeSet<i64> = starts.collect();
+                let inside = |start: i64| {
+                    own.iter().copied().filter(move |e| start <= e.time && e.time < start + length_ms).collect()
+                };
+                starts.into_iter().map(|start| (start, start + length_ms, inside(start))).collect()
+            }
+            Span::Session { gap_ms } => {
+                let mut sessions: Vec<(i64, i64, Vec<&Event>)> = Vec::new();
+                for event in own {
+                    match sessions.last_mut() {
+                        Some((_, end, events)) if event.time < *end => {
+                            *end = event.time + gap_ms;
+                            events.push(event);
+                        }
+                        _ => sessions.push((event.time, event.time + gap_ms, vec![event])),
+                    }
+                }
+                sessions
+            }
+        }
+    }
+
+    fn keys(&self) -> Vec<u8> {
+        let mut keys: Vec<u8> = self.accepted.iter().map(|(_, event)| event.key).collect();
+        // By key bytes: the name with its length before it, then the number.
+        keys.sort_by_key(|key| (key / 2, key % 2));
+        keys.dedup();
+        keys
+    }
+
+    fn close(&mut self, before: i64, watermark: i64, offset: i64) {
+        let mut closed = Vec::new();
+        for (rank, key) in self.keys().into_iter().enumerate() {
+            let windows = self.windows_of(key).into_iter();
+            for (start, end, events) in windows.filter(|(_, end, _)| before < *end && *end <= watermark) {
+                closed.push((end, rank, self.row(key, start, end, &events, true, offset)));
+            }
+        }
+        closed.sort_by_key(|(end, rank, _)| (*end, *rank));
+        self.rows.extend(closed.into_iter().map(|(_, _, row)| row));
+    }
+
+    fn early(&mut self, watermark: i64, offset: i64) {
+        let mut found = Vec::new();
+        for (rank, key) in self.keys().into_iter().enumerate() {
+            for (start, end, events) in self.windows_of(key) {
+                if end > watermark && events.iter().any(|event| self.fresh.contains(&(key, event.time))) {
+                    // Sessions come by entity, hopping windows by end.
+                    let place = if matches!(self.windows.span, Span::Session { .. }) { start } else { end };
+                    found.push((place, rank, self.row(key, start, end, &events, false, offset)));
+                }
+            }
+        }
+        match self.windows.span {
+            Span::Session { .. } => found.sort_by_key(|(start, rank, _)| (*rank, *start)),
+            Span::Hopping { .. } => found.sort_by_key(|(end, rank, _)| (*end, *rank)),
+        }
+        self.rows.extend(found.into_iter().map(|(_, _, row)| row));
+        self.fresh.clear();
+    }
+
+    fn row(&self, key: u8, start: i64, end: i64, events: &[&Event], last: bool, offset: i64) -> Row {
+        let mut row = Row::from([
+            ("name".to_owned(), Cell::Text(format!("customer {}", key / 2))),
+            ("number".to_owned(), Cell::Int(i64::from(key % 2))),
+            ("window_start".to_owned(), Cell::Int(start)),
+            ("window_end".to_owned(), Cell::Int(end)),
+            ("final".to_owned(), Cell::Int(i64::from(last))),
+            ("source_offset".to_owned(), Cell::Int(offset)),
+        ]);
+        for (function, column) in &self.windows.functions {
+            row.insert(column.name.to_string(), value(&self.group(), *function, end, Some(end - start), events));
+        }
+        row
+    }
+}
+
+/// A task over one log, cut into batches and restarted at will.
+struct Run {
+    engine: Arc<Engine>,
+    task: Task,
+    rows: Vec<Vec<Row>>,
+}
+
+impl Run {
+    fn new(plan: &Plan) -> Self {
+        let engine = Engine::new(plan).unwrap();
+        Self { task: Task::new(engine.clone(), 3), rows: vec![Vec::new(); plan.windows.len()], engine }
+    }
+
+    fn step(&mut self, log: &[Event], count: usize, limit: usize, restart: bool) {
+        if restart {
+            let snapshot = self.task.snapshot().unwrap();
+            self.task = Task::restore(self.engine.clone(), 3, &snapshot).unwrap();
+        }
+        let from = self.task.next()[0].map_or(0, |NextOffset(next)| next as usize);
+        let to = log.len().min(from.saturating_add(count));
+        self.task.offer(batch(0, &log[from..to], from as i64)).unwrap();
+        loop {
+            let applied = self.task.advance(&TaskClock { caught_up: &[true], idle: &[false] }, limit).unwrap();
+            for (rows, batch) in self.rows.iter_mut().zip(&applied.emitted) {
+                rows.extend(batch.iter().flat_map(rows_of));
+            }
+            if !applied.more {
+                break;
+            }
+        }
+    }
+}
+
+fn spans() -> impl Strategy<Value = Span> {
+    prop::sample::select(vec![
+        hopping(1, 1),
+        hopping(10, 10),
+        hopping(700, 700),
+        hopping(60, 20),
+        hopping(400, 5),
+        hopping(5000, 1000),
+        session(1),
+        session(15),
+        session(300),
+        session(4000),
+    ])
+}
+
+fn plans() -> impl Strategy<Value = Plan> {
+    let columns = [None, Some("amount"), Some("units"), Some("kind"), Some("due"), Some("flag")];
+    let early = prop::option::of(prop::sample::select(vec![7i64, 50, 900]));
+    let one = (prop::sample::select(columns.to_vec()), any::<bool>(), spans(), early);
+    let tables = prop::collection::vec(one, 1..4);
+    (tables, prop_oneof![Just(0u64), 1u64..200, Just(3000)]).prop_map(|(tables, bound)| {
+        let tables = tables.into_iter().enumerate().map(|(at, (of, filter, span, early))| {
+            windows(&format!("w{at}"), of, filter.then_some("units > 2"), span, early)
+        });
+        plan_of(tables.collect(), bound)
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn emitted_windows_equal_the_oracle_however_they_are_cut(
+        plan in plans(),
+        log in events(120, 150),
+        start in prop_oneof![Just(-4321i64), Just(1_700_000_000_000)],
+        steps in prop::collection::vec((0usize..40, prop_oneof![Just(usize::MAX), 1usize..20], prop::bool::weighted(0.3)), 0..20),
+    ) {
+        let mut log = log;
+        log.iter_mut().for_each(|event| event.time += start);
+        let mut run = Run::new(&plan);
+        for (count, limit, restart) in steps {
+            run.step(&log, count, limit, restart);
+        }
+        run.step(&log, usize::MAX, usize::MAX, true);
+        let bound = plan.sources[0].out_of_order.as_millis() as i64;
+        for (windows, found) in plan.windows.iter().zip(&run.rows) {
+            let expected = Oracle::run(windows, bound, &log);
+            prop_assert_eq!(found.len(), expected.len(), "{:?}\nfound {:?}\nexpected {:?}", windows.span, found, expected);
+            for (found, expected) in found.iter().zip(&expected) {
+                assert_same(found, expected, 1000.0);
+            }
+        }
+    }
+
+    /// Beside feature groups of the same source, which may share filters and columns with them.
+    #[test]
+    fn emitted_windows_and_features_leave_each_other_alone(plan in plans(), log in events(80, 150), of in prop::option::of(Just("units"))) {
+        let groups = vec![group("g", 0, of, Some("units > 2"), &[window(1000, 20)])];
+        let both = Plan { groups, score: super::plan(Vec::new(), Vec::new(), Some(0)).score, ..plan.clone() };
+        let features = Plan { windows: Vec::new(), ..both.clone() };
+        let run = |plan: &Plan| {
+            let mut run = Run::new(plan);
+            run.task.offer(batch(0, &log, 0)).unwrap();
+            let applied = run.task.advance(&TaskClock { caught_up: &[true], idle: &[false] }, usize::MAX).unwrap();
+            let emitted: Vec<_> = applied.emitted.iter().map(|batch| batch.as_ref().map(rows_of)).collect();
+            (rows(&applied.rows), rows(&applied.online), emitted)
+        };
+        let (alone, with) = (run(&plan), run(&both));
+        prop_assert_eq!(alone.2, with.2.clone());
+        let without = run(&features);
+        prop_assert_eq!((without.0, without.1), (with.0, with.1));
+    }
+}
+
+fn emit(windows: EmittedPlan, out_of_order_ms: u64, times: &[i64]) -> Vec<(i64, i64, Cell, i64)> {
+    let log: Vec<Event> = times.iter().map(|&time| event(time, 1.0)).collect();
+    let mut run = Run::new(&plan_of(vec![windows], out_of_order_ms));
+    run.step(&log, usize::MAX, usize::MAX, false);
+    let int = |row: &Row, name: &str| match &row[name] {
+        Cell::Int(value) => *value,
+        other => panic!("{name} is {other:?}"),
+    };
+    let short = |row: &Row| (int(row, "window_start"), int(row, "window_end"), row["count"].clone(), int(row, "final"));
+    run.rows[0].iter().map(short).collect()
+}
+
+#[rstest]
+#[case::the_beginning_belongs_to_it_and_the_end_does_not(hopping(10, 10), 0, &[10, 19, 20], &[(10, 20, 2)])]
+#[case::it_waits_for_what_may_come(hopping(10, 10), 5, &[10, 20, 16, 25], &[(10, 20, 2)])]
+#[case::times_before_1970(hopping(10, 10), 0, &[-10, -1, 0], &[(-10, 0, 2)])]
+#[case::windows_without_events_are_no_rows(hopping(10, 10), 0, &[0, 1000, 1010], &[(0, 10, 1), (1000, 1010, 1)])]
+#[case::a_window_for_each_hop(hopping(20, 10), 0, &[10, 40], &[(0, 20, 1), (10, 30, 1)])]
+#[case::events_of_two_panes(hopping(20, 10), 0, &[5, 15, 60], &[(-10, 10, 1), (0, 20, 2), (10, 30, 1)])]
+#[case::a_session_ends_after_the_gap(session(10), 0, &[0, 9, 18, 28], &[(0, 28, 3)])]
+#[case::a_gap_is_as_long_as_it_says(session(10), 0, &[0, 10, 20], &[(0, 10, 1), (10, 20, 1)])]
+#[case::a_late_comer_joins_two_sessions(session(10), 100, &[0, 15, 8, 200], &[(0, 25, 3)])]
+#[case::a_late_comer_goes_before(session(10), 100, &[15, 0, 200], &[(0, 10, 1), (15, 25, 1)])]
+fn windows_begin_and_end(
+    #[case] span: Span,
+    #[case] out_of_order_ms: u64,
+    #[case] times: &[i64],
+    #[case] expected: &[(i64, i64, i64)],
+) {
+    let expected: Vec<_> = expected.iter().map(|&(start, end, count)| (start, end, Cell::Int(count), 1)).collect();
+    assert_eq!(emit(windows("w", None, None, span, None), out_of_order_ms, times), expected);
+}
+
+#[test]
+fn early_results_tell_what_changed() {
+    let found = emit(windows("w", None, None, hopping(100, 100), Some(10)), 0, &[1, 5, 12, 25, 31, 32, 104]);
+    let counts: Vec<_> = found.into_iter().map(|(_, _, count, last)| (count, last)).collect();
+    // As of 12, 25 and 31, without the event that asked; then the final one; of the new window there is nothing yet.
+    let expected = [(2, 0), (3, 0), (4, 0), (6, 1)].map(|(count, last)| (Cell::Int(count), last));
+    assert_eq!(counts, expected);
+}
+
+#[test]
+fn open_windows_are_not_carried_over_to_others() {
+    let one = plan_of(vec![windows("w", None, None, hopping(10, 10), None)], 0);
+    let mut run = Run::new(&one);
+    run.step(&[event(1, 1.0)], 1, usize::MAX, false);
+    let snapshot = run.task.snapshot().unwrap();
+    for others in [vec![], vec![windows("w", None, None, hopping(20, 10), None)]] {
+        let engine = Engine::new(&plan_of(others, 0)).unwrap();
+        let refused = Task::restore(engine, 3, &snapshot).unwrap_err();
+        assert!(matches!(refused, WindowError::OtherWindows { .. }), "{refused}");
+    }
+}
