@@ -105,10 +105,9 @@ fn closed_windows_are_emitted_once_however_often_the_process_is_killed() {
         let points = [
             "features.after_window=kill@2",
             "publish.before_commit=kill@1",
+            "offline.rows_written=kill@1",
+            "offline.manifest_written=kill@1",
             "broker.commit.after=kill@1",
-            "broker.commit.after=kill@2",
-            "offline.rows_written=kill@2",
-            "offline.manifest_written=kill@3",
         ];
         for point in points {
             let killed = world.command(&run).env("DRIFTLINE_FAILPOINTS", point).output().unwrap();
