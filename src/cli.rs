@@ -72,6 +72,8 @@ pub enum Command {
     Replay(ReplayArgs),
     /// List, create, fill and read topics, on Kafka or the embedded log.
     Topic(TopicArgs),
+    /// List, show and replay the records that a pipeline could not use.
+    DeadLetters(DeadLettersArgs),
     /// Look up an entity's newest features in the online store.
     Get(GetArgs),
     /// Show where a pipeline stands: positions, lag, checkpoints, model versions, incidents.
@@ -381,6 +383,90 @@ pub enum TopicCommand {
         #[arg(long, short)]
         follow: bool,
     },
+}
+
+/// Dead letters.
+#[derive(Debug, Clone, Args)]
+pub struct DeadLettersArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: DeadLettersCommand,
+}
+
+/// Dead-letter commands.
+#[derive(Debug, Clone, Subcommand)]
+pub enum DeadLettersCommand {
+    /// Count dead letters by stage, reason and source, each with its newest error.
+    List {
+        /// Which pipeline.
+        #[command(flatten)]
+        pipeline: PipelineArgs,
+        /// Which letters.
+        #[command(flatten)]
+        filter: LetterArgs,
+        /// List letters instead of counting them, one a line, oldest first.
+        #[arg(long)]
+        each: bool,
+        /// At most this many lines: the largest groups, or the newest letters.
+        #[arg(long, short = 'n', value_name = "LINES")]
+        limit: Option<usize>,
+        /// JSON instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print one letter whole: where it came from, what is wrong, its headers, key and value.
+    Show {
+        /// Which pipeline.
+        #[command(flatten)]
+        pipeline: PipelineArgs,
+        /// The letter as `list` names it: PARTITION:OFFSET on the dead-letter topic, or OFFSET on partition 0.
+        #[arg(value_name = "LETTER")]
+        letter: String,
+        /// JSON instead of text.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put records back where they came from: the same bytes, on the same partition, each once, however often this is repeated.
+    Replay {
+        /// Which pipeline.
+        #[command(flatten)]
+        pipeline: PipelineArgs,
+        /// Which letters.
+        #[command(flatten)]
+        filter: LetterArgs,
+        /// At most this many letters.
+        #[arg(long, short = 'n', value_name = "LETTERS")]
+        limit: Option<u64>,
+        /// Leave records alone that were replayed this often and died again each time.
+        #[arg(long, value_name = "TIMES", default_value_t = 3)]
+        max_replays: u32,
+        /// Say what would be replayed, and write nothing.
+        #[arg(long)]
+        dry_run: bool,
+        /// JSON instead of text.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Which dead letters: those that meet all conditions.
+#[derive(Debug, Clone, Args)]
+pub struct LetterArgs {
+    /// Stage that gave up: decode, window, score or monitor.
+    #[arg(long)]
+    pub stage: Option<String>,
+
+    /// Reason, such as malformed or late.
+    #[arg(long)]
+    pub reason: Option<String>,
+
+    /// Source that the record came from, or its topic.
+    #[arg(long)]
+    pub source: Option<String>,
+
+    /// Written since: a duration back from now (`2h`, `7d`) or an instant (`2026-01-31`, `2026-01-31T12:00:00Z`).
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
 }
 
 /// Online lookup.

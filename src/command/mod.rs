@@ -1,6 +1,7 @@
 //! What the commands do. One file a family; each takes the arguments and returns a [`Failure`] or nothing.
 
 mod check;
+mod dead_letters;
 mod demo;
 mod generate;
 mod get;
@@ -16,9 +17,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::CommandFactory;
 
+use crate::broker::embedded::EmbeddedBroker;
+use crate::broker::{self, Broker};
 use crate::cli::{Cli, Command, PipelineArgs};
 use crate::config;
-use crate::config::plan::Plan;
+use crate::config::plan::{BrokerPlan, Plan};
 use crate::runtime::shutdown::Stop;
 use crate::telemetry::log;
 
@@ -55,6 +58,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Topic(args) => topic::run(&args),
+        Command::DeadLetters(args) => dead_letters::run(&args),
         Command::Get(args) => get::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Demo(args) => demo::run(&args),
@@ -103,6 +107,19 @@ fn load_from(
             Err(Failure::Usage(String::new()))
         }
     }
+}
+
+/// Opens a broker for a look: an embedded log that is not there is not made.
+fn open_existing(plan: &BrokerPlan, client_id: &str) -> Result<Arc<dyn Broker>, Failure> {
+    if let BrokerPlan::Embedded { path, .. } = plan
+        && !EmbeddedBroker::exists(path)
+    {
+        return Err(Failure::Failed(format!(
+            "{} holds no embedded log; name the folder of one, or make one with `driftline topic create` or `driftline run`",
+            path.display()
+        )));
+    }
+    broker::open(plan, client_id).map_err(Failure::failed)
 }
 
 /// A runtime for the asynchronous clients; the stages are threads.

@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
-use super::{Failure, Outcome, load_with, runtime, stop_on_signals};
-use crate::broker::embedded::EmbeddedBroker;
+use super::{Failure, Outcome, load_with, open_existing, runtime, stop_on_signals};
 use crate::broker::tool::{self, SendOptions, Shown, TailOptions};
 use crate::broker::{self, Broker, Header, SchemaRegistry, TopicSettings};
 use crate::cli::{TopicArgs, TopicCommand, WhereArgs};
@@ -17,6 +16,8 @@ use crate::source::avro::{AvroReader, AvroSchema};
 
 /// Partitions where nobody says.
 const PARTITIONS: u32 = 4;
+/// How these commands name themselves to a broker.
+const CLIENT: &str = "driftline-topic";
 
 pub(super) fn run(args: &TopicArgs) -> Outcome {
     match &args.command {
@@ -77,7 +78,12 @@ pub(super) fn run(args: &TopicArgs) -> Outcome {
 }
 
 /// Reads Avro: framed with the registry's schemas, plain with that of the pipeline's source or labels on this topic.
-fn avro_reader(topic: &str, registry: Option<&str>, plan: Option<&Plan>, io: &Handle) -> Result<AvroReader, Failure> {
+pub(super) fn avro_reader(
+    topic: &str,
+    registry: Option<&str>,
+    plan: Option<&Plan>,
+    io: &Handle,
+) -> Result<AvroReader, Failure> {
     let of_plan = plan.and_then(|plan| match &plan.broker {
         BrokerPlan::Kafka { schema_registry, .. } => schema_registry.as_deref(),
         BrokerPlan::Embedded { .. } => None,
@@ -101,7 +107,6 @@ fn avro_reader(topic: &str, registry: Option<&str>, plan: Option<&Plan>, io: &Ha
 type Place = (Arc<dyn Broker>, Option<Arc<Plan>>);
 
 /// Whether an embedded log has to be there.
-#[derive(PartialEq)]
 enum Log {
     Existing,
     OrNew,
@@ -125,16 +130,11 @@ fn open(at: &WhereArgs, log: Log) -> Result<Place, Failure> {
             return Err(Failure::Usage("say where the topic is: --pipeline, --brokers or --embedded".into()));
         }
     };
-    if let BrokerPlan::Embedded { path, .. } = &broker
-        && log == Log::Existing
-        && !EmbeddedBroker::exists(path)
-    {
-        return Err(Failure::Failed(format!(
-            "{} holds no embedded log; name the folder of one, or make one with `driftline topic create` or `driftline run`",
-            path.display()
-        )));
-    }
-    Ok((broker::open(&broker, "driftline-topic").map_err(Failure::failed)?, plan))
+    let broker = match log {
+        Log::Existing => open_existing(&broker, CLIENT)?,
+        Log::OrNew => broker::open(&broker, CLIENT).map_err(Failure::failed)?,
+    };
+    Ok((broker, plan))
 }
 
 fn partitions_of(plan: &BrokerPlan) -> u32 {

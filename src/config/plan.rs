@@ -531,4 +531,9 @@ impl Plan {
     pub fn dead_letter_topic(&self) -> String {
         format!("{}.dead-letters", self.name)
     }
+
+    /// Compacted topic that remembers which dead letters were replayed.
+    pub fn replayed_letters_topic(&self) -> String {
+        format!("{}.dead-letters-replayed", self.name)
+    }
 }

@@ -1,9 +1,18 @@
 //! Dead letters on their topic: the record as it was, with headers that say where it came from and what is wrong.
+//!
+//! [`read`] goes through them, [`summarise`] groups them, and [`replay`] puts records back where they came from.
+
+mod letters;
+mod replay;
 
 use std::borrow::Cow;
 
+use super::fault::reason;
 use super::{DeadLetter, dead_letter_headers as names};
 use crate::broker::{Header, OutRecord, Records, TopicPartition};
+
+pub use letters::{Filter, Group, Letter, ReadError, Summary, read, replayed, summarise};
+pub use replay::{Replay, ReplayError, Replayed, replay};
 
 /// Longest error text that is put into a header: brokers count headers towards the largest message.
 const LONGEST_ERROR: usize = 4096;
@@ -37,7 +46,8 @@ pub fn from_records(
 impl DeadLetter {
     /// All headers of the dead letter as it is written: the record's own, then driftline's.
     ///
-    /// A record that was read from a dead-letter topic and failed again keeps the coordinates of this reading only.
+    /// A record that was read from a dead-letter topic and failed again keeps the coordinates of this reading only. One that
+    /// was replayed and failed again still says how often that was.
     pub fn out_headers(&self) -> Vec<Header> {
         let mut headers: Vec<Header> = self.headers.iter().filter(|header| !is_ours(&header.name)).cloned().collect();
         let mut add = |name: &str, value: Cow<'_, str>| {
@@ -82,8 +92,10 @@ pub struct StoredDeadLetter {
     pub key: Option<Vec<u8>>,
     /// Its value; empty for a record that had none.
     pub value: Vec<u8>,
-    /// Its own headers.
+    /// Its own headers, without that of [`StoredDeadLetter::replays`].
     pub headers: Vec<Header>,
+    /// How often it had been replayed before it was read.
+    pub replays: u32,
     /// Stage that gave up.
     pub stage: String,
     /// Fixed word.
@@ -106,11 +118,30 @@ pub fn read_back(records: &Records, row: usize) -> Option<StoredDeadLetter> {
         timestamp: text(names::TIMESTAMP)?.parse().ok()?,
         key: records.keys.get(row).map(<[u8]>::to_vec),
         value: records.values.get(row).unwrap_or_default().to_vec(),
-        headers: headers.iter().filter(|header| !is_ours(&header.name)).cloned().collect(),
+        headers: headers
+            .iter()
+            .filter(|header| !is_ours(&header.name) && header.name != names::REPLAYS)
+            .cloned()
+            .collect(),
+        // What others may have written there counts as a first replay: a loop ends sooner, never later.
+        replays: text(names::REPLAYS).map_or(0, |count| count.parse().unwrap_or(1)),
         stage: text(names::STAGE)?.to_owned(),
         reason: text(names::REASON)?.to_owned(),
         error: text(names::ERROR)?.to_owned(),
     })
+}
+
+impl StoredDeadLetter {
+    /// Tells the record that died from every other: its coordinates, and its timestamp, because a topic that was created
+    /// anew counts its offsets from zero again. A letter that was written twice has the same identity.
+    pub fn identity(&self) -> String {
+        format!("{}/{}/{}/{}", self.partition.topic, self.partition.partition, self.offset, self.timestamp)
+    }
+
+    /// The value as it was: letters of records without one are written with an empty one.
+    pub fn original_value(&self) -> Option<&[u8]> {
+        (self.reason != reason::NULL_VALUE).then_some(&*self.value)
+    }
 }
 
 fn is_ours(name: &str) -> bool {
@@ -164,11 +195,40 @@ mod tests {
                 key: Some(b"c1".to_vec()),
                 value: b"\xff\x00".to_vec(),
                 headers: vec![header("trace", "abc")],
+                replays: 0,
                 stage: "decode".into(),
                 reason: "malformed".into(),
                 error: "not JSON".into(),
             }
         );
+    }
+
+    /// The letter as it reads back.
+    fn stored(letter: &DeadLetter) -> StoredDeadLetter {
+        let headers = letter.out_headers();
+        let out = letter.to_record("t", &headers);
+        let mut stored = Records::new(TopicPartition::new("t", 0));
+        stored.push(0, 5_000, out.key, out.value);
+        stored.headers.push((0, headers.clone()));
+        read_back(&stored, 0).unwrap()
+    }
+
+    #[test]
+    fn counts_replays_beside_the_records_own_headers() {
+        for (count, expected) in [("1", 1), ("7", 7), ("-1", 1), ("", 1), ("many", 1)] {
+            let letter =
+                DeadLetter { headers: vec![header(names::REPLAYS, count), header("trace", "abc")], ..letter() };
+            let back = stored(&letter);
+            assert_eq!((back.replays, back.headers), (expected, vec![header("trace", "abc")]), "{count:?}");
+        }
+    }
+
+    #[test]
+    fn tells_a_missing_value_from_an_empty_one() {
+        let empty = DeadLetter { value: Some(Vec::new()), ..letter() };
+        assert_eq!(stored(&empty).original_value(), Some(&[][..]));
+        let missing = DeadLetter { value: None, reason: reason::NULL_VALUE, ..letter() };
+        assert_eq!(stored(&missing).original_value(), None);
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod broker;
 mod bundles;
 mod cdnow;
 mod commands;
+mod dead_letters;
 mod drift;
 mod faults;
 mod models;

@@ -123,6 +123,11 @@ fn what_a_pipeline_writes_fits_the_published_schemas() {
     };
     let dead: Vec<Value> = records(&world, &log, "churn.dead-letters").iter().map(headers).collect();
     assert_eq!(dead.len(), 2);
+    // Put back, they die again.
+    world.run(&["dead-letters", "replay", CHURN, "--set", &set]);
+    world.run(&["features", CHURN, "--set", &set, "--until-end", "--listen", "none"]);
+    let dead: Vec<Value> = records(&world, &log, "churn.dead-letters").iter().map(headers).collect();
+    assert_eq!(dead.len(), 4);
     let audit = messages(&world, &log, "churn.audit");
     assert_eq!(audit.last().unwrap()["step"], "promoted", "{audit:?}");
     let written = [

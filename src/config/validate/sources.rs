@@ -89,7 +89,16 @@ pub(super) fn sources<'d>(
         faults.report(&site.key(), "there is no source", Some(help.into()));
     }
     let mut topics: IndexMap<&str, &str> = IndexMap::new();
-    for output in ["predictions", "features", "drift", "retraining", "audit", "dead-letters", "monitor-state"] {
+    for output in [
+        "predictions",
+        "features",
+        "drift",
+        "retraining",
+        "audit",
+        "dead-letters",
+        "dead-letters-replayed",
+        "monitor-state",
+    ] {
         if let Some(name) = spec.sources.iter().find(|(_, s)| s.topic == format!("{}.{output}", spec.name)) {
             let help = format!("driftline writes the pipeline's {output} there");
             let place = site.get(name.0).get("topic").value();
