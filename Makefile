@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh Debian-like machine with Rust, Python 3 and Java:
 #   make demo    installs what is missing, builds, and shows the whole loop
 #   make test    installs what is missing, and runs all tests against a real Kafka, Redis and schema registry
-.PHONY: demo test lint build bench setup clean help
+.PHONY: demo test lint build bench bench-peers setup clean help
 export DRIFTLINE_PYTHON ?= $(CURDIR)/.venv/bin/python
 
 help:
@@ -30,6 +30,12 @@ build:
 bench:
 	@scripts/setup test
 	cargo bench
+
+# Emitted windows beside Apache Flink, on the same events and broker (some minutes; fetches Flink's jars).
+bench-peers:
+	@scripts/setup test
+	cargo build --release --locked
+	.venv/bin/python benches/peers/compare.py
 
 clean:
 	cargo clean
