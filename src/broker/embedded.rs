@@ -21,8 +21,8 @@ use parking_lot::Mutex;
 use redb::{Builder, Database, DatabaseError};
 
 use super::{
-    Broker, BrokerError, Consumer, ConsumerSettings, MAX_POLL_BYTES, NextOffset, Offsets, Producer, Records, TopicInfo,
-    TopicPartition, TopicSettings,
+    Broker, BrokerError, Consumer, ConsumerSettings, MAX_POLL_BYTES, NextOffset, Notes, Offsets, Producer, Records,
+    TopicInfo, TopicPartition, TopicSettings,
 };
 use crate::runtime::clock;
 use consumer::EmbeddedConsumer;
@@ -111,6 +111,18 @@ impl EmbeddedBroker {
     }
 }
 
+impl EmbeddedBroker {
+    fn partitions(&self, topics: &[Arc<str>]) -> Vec<TopicPartition> {
+        let mut partitions = Vec::new();
+        for topic in topics {
+            let count = self.log.state.lock().topics.get(topic).map_or(0, |t| t.ranges.len());
+            let numbers = 0..i32::try_from(count).expect("few partitions");
+            partitions.extend(numbers.map(|p| TopicPartition::new(topic.clone(), p)));
+        }
+        partitions
+    }
+}
+
 impl Broker for EmbeddedBroker {
     fn consumer(&self, settings: ConsumerSettings) -> Result<Box<dyn Consumer>, BrokerError> {
         for topic in &settings.topics {
@@ -147,13 +159,11 @@ impl Broker for EmbeddedBroker {
     }
 
     fn committed(&self, group: &str, topics: &[Arc<str>]) -> Result<Offsets, BrokerError> {
-        let mut partitions = Vec::new();
-        for topic in topics {
-            let count = self.log.state.lock().topics.get(topic).map_or(0, |t| t.ranges.len());
-            let numbers = 0..i32::try_from(count).expect("few partitions");
-            partitions.extend(numbers.map(|p| TopicPartition::new(topic.clone(), p)));
-        }
-        self.log.committed(group, &partitions)
+        self.log.committed(group, &self.partitions(topics))
+    }
+
+    fn notes(&self, group: &str, topics: &[Arc<str>]) -> Result<Notes, BrokerError> {
+        self.log.notes(group, &self.partitions(topics))
     }
 
     fn read(

@@ -25,8 +25,8 @@ use rdkafka::metadata::Metadata;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::{
-    Broker, BrokerError, Consumer, ConsumerSettings, NextOffset, Offsets, Producer, Records, TopicInfo, TopicPartition,
-    TopicSettings,
+    Broker, BrokerError, Consumer, ConsumerSettings, NextOffset, Notes, Offsets, Producer, Records, TopicInfo,
+    TopicPartition, TopicSettings,
 };
 use crate::config::plan::Secret;
 use crate::runtime::clock;
@@ -339,6 +339,23 @@ impl KafkaBroker {
     }
 }
 
+impl KafkaBroker {
+    /// Committed offsets and notes of a group for these topics.
+    fn group_state(&self, group: &str, topics: &[Arc<str>]) -> Result<(Offsets, Notes), BrokerError> {
+        let mut list = TopicPartitionList::new();
+        for topic in topics {
+            for partition in self.partitions(topic)?.unwrap_or_default() {
+                list.add_partition(topic, partition);
+            }
+        }
+        if list.count() == 0 {
+            return Ok((Offsets::new(), Notes::new()));
+        }
+        let client: BaseConsumer<Context> = self.link.client(&self.link.reading(group))?;
+        consumer::committed(&self.link, &client, list)
+    }
+}
+
 impl Broker for KafkaBroker {
     fn consumer(&self, settings: ConsumerSettings) -> Result<Box<dyn Consumer>, BrokerError> {
         for topic in &settings.topics {
@@ -417,17 +434,11 @@ impl Broker for KafkaBroker {
     }
 
     fn committed(&self, group: &str, topics: &[Arc<str>]) -> Result<Offsets, BrokerError> {
-        let mut list = TopicPartitionList::new();
-        for topic in topics {
-            for partition in self.partitions(topic)?.unwrap_or_default() {
-                list.add_partition(topic, partition);
-            }
-        }
-        if list.count() == 0 {
-            return Ok(Offsets::new());
-        }
-        let client: BaseConsumer<Context> = self.link.client(&self.link.reading(group))?;
-        consumer::committed(&self.link, &client, list)
+        Ok(self.group_state(group, topics)?.0)
+    }
+
+    fn notes(&self, group: &str, topics: &[Arc<str>]) -> Result<Notes, BrokerError> {
+        Ok(self.group_state(group, topics)?.1)
     }
 
     fn read(

@@ -70,6 +70,10 @@ impl fmt::Display for TopicPartition {
 /// Next offsets by partition: what a transaction commits, what a checkpoint names, what a consumer starts from.
 pub type Offsets = BTreeMap<TopicPartition, NextOffset>;
 
+/// A number beside the committed offsets of some partitions (in Kafka their metadata): what else a group has to know of how
+/// far it is.
+pub type Notes = BTreeMap<TopicPartition, i64>;
+
 /// What a topic is created with when driftline creates it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicSettings {
@@ -181,6 +185,9 @@ pub trait Broker: Send + Sync {
     /// Committed next offsets of a group for these topics. Partitions without a commit are absent.
     fn committed(&self, group: &str, topics: &[Arc<str>]) -> Result<Offsets, BrokerError>;
 
+    /// Notes beside the committed offsets of a group for these topics. Partitions without one are absent.
+    fn notes(&self, group: &str, topics: &[Arc<str>]) -> Result<Notes, BrokerError>;
+
     /// Reads one partition without a group: committed records from `from` (inclusive) on, at most `max` records,
     /// waiting at most `timeout` for the first one. Returns the position to go on from.
     fn read(
@@ -206,6 +213,9 @@ pub trait Consumer: Send {
     /// [`BrokerError::OffsetOutOfRange`] where [`StartAt::Offset`] asked for records that have expired. A committed
     /// offset that has expired is logged and the partition goes on at the earliest record.
     fn poll(&mut self, max: usize, timeout: Duration) -> Result<Poll, BrokerError>;
+
+    /// Sets the notes of the commits that follow: of the partitions whose offsets they name, each keeps its note or has none.
+    fn note(&mut self, notes: &Notes);
 
     /// Commits outside of a transaction (at-least-once delivery), and waits for the broker's answer.
     ///
@@ -243,6 +253,9 @@ pub trait Producer: Send {
 
     /// Hands over a record. It may still be in memory when this returns; waits where the buffer is full.
     fn send(&mut self, record: OutRecord<'_>) -> Result<(), BrokerError>;
+
+    /// As [`Consumer::note`], for commits with a transactional id.
+    fn note(&mut self, notes: &Notes);
 
     /// Waits until all that was sent is acknowledged, then commits the transaction together with the group's offsets.
     /// Without a transactional id it only waits; the caller then commits through the consumer.

@@ -107,7 +107,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::broker::{GroupToken, NextOffset, OutRecord, Poll, TopicPartition};
+    use crate::broker::{GroupToken, NextOffset, Notes, OutRecord, Poll, TopicPartition};
 
     /// What a commit is answered with.
     #[derive(Debug, Clone, Copy, PartialEq)]
@@ -151,6 +151,8 @@ mod tests {
     }
 
     impl Producer for Scripted {
+        fn note(&mut self, _: &Notes) {}
+
         fn begin(&mut self) -> Result<(), BrokerError> {
             self.call("begin")
         }
@@ -181,6 +183,8 @@ mod tests {
     struct Member;
 
     impl Consumer for Member {
+        fn note(&mut self, _: &Notes) {}
+
         fn token(&self) -> Result<GroupToken, BrokerError> {
             Ok(GroupToken::Embedded { group: "g".into(), member: 1, generation: 1 })
         }

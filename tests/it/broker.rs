@@ -10,8 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use driftline::broker::{
-    self, Broker, BrokerError, Consumer, ConsumerSettings, GroupToken, Header, NextOffset, Offsets, OutRecord, Poll,
-    Producer, Records, StartAt, TopicPartition, TopicSettings,
+    self, Broker, BrokerError, Consumer, ConsumerSettings, GroupToken, Header, NextOffset, Notes, Offsets, OutRecord,
+    Poll, Producer, Records, StartAt, TopicPartition, TopicSettings,
 };
 use driftline::config::plan::BrokerPlan;
 use driftline::runtime::clock;
@@ -348,6 +348,46 @@ fn a_group_goes_on_where_it_committed(#[case] kind: Kind) {
     let mut consumer = subject.consumer(&group, &topic);
     assert_eq!(take(&mut *consumer, 2), [8, 9]);
     expect_values(&subject, &output, [1]);
+}
+
+#[rstest]
+#[case::embedded(Kind::Embedded)]
+#[case::kafka(Kind::Kafka)]
+fn notes_stand_beside_the_offsets_that_they_were_committed_with(#[case] kind: Kind) {
+    let subject = Subject::new(kind);
+    let (topic, output, group) = (subject.topic(2), subject.topic(1), unique("g"));
+    (0..2).for_each(|partition| subject.write(&topic, partition, 0..10));
+    let mut consumer = subject.consumer(&group, &topic);
+    assert_eq!(take(&mut *consumer, 20).len(), 20);
+    let found = || {
+        let topics = std::slice::from_ref(&topic);
+        (subject.broker.committed(&group, topics).unwrap(), subject.broker.notes(&group, topics).unwrap())
+    };
+    assert_eq!(found(), (Offsets::new(), Notes::new()));
+
+    let place = |partition| TopicPartition::new(topic.clone(), partition);
+    let offsets = |next| Offsets::from([(place(0), NextOffset(next)), (place(1), NextOffset(next))]);
+    let mut producer = subject.broker.producer(Some(&unique("id"))).unwrap();
+    let mut publish = |offsets: &Offsets, notes: &Notes| {
+        producer.begin().unwrap();
+        send(&mut *producer, &output, 0, 1);
+        producer.note(notes);
+        producer.commit(offsets, Some(&consumer.token().unwrap())).unwrap();
+    };
+    let first = Notes::from([(place(0), i64::MIN), (place(1), 7)]);
+    publish(&offsets(2), &first);
+    until("the commit is shown", LIMIT, || found() == (offsets(2), first.clone()));
+    let second = Notes::from([(place(1), i64::MAX)]);
+    publish(&at(&topic, 1, 2), &second);
+    let both = Notes::from([(place(0), i64::MIN), (place(1), i64::MAX)]);
+    until("the other partition keeps its note", LIMIT, || found() == (offsets(2), both.clone()));
+    publish(&offsets(3), &second);
+    until("an offset without a note has none", LIMIT, || found() == (offsets(3), second.clone()));
+
+    let third = Notes::from([(place(0), -5)]);
+    consumer.note(&third);
+    consumer.commit(&offsets(4)).unwrap();
+    assert_eq!(found(), (offsets(4), third));
 }
 
 #[rstest]

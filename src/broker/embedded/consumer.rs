@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::group::Turn;
 use super::log::{Commit, Log, Right};
 use crate::broker::{
-    BrokerError, Consumer, ConsumerSettings, GroupToken, MAX_POLL_BYTES, NextOffset, Offsets, Poll, Records, StartAt,
-    StartPolicy, TopicPartition,
+    BrokerError, Consumer, ConsumerSettings, GroupToken, MAX_POLL_BYTES, NextOffset, Notes, Offsets, Poll, Records,
+    StartAt, StartPolicy, TopicPartition,
 };
 use crate::runtime::clock;
 
@@ -25,6 +25,7 @@ pub(super) struct EmbeddedConsumer {
     owned: Vec<Owned>,
     /// Index of the partition that the next poll begins with, so that none starves.
     first: usize,
+    notes: Notes,
 }
 
 struct Owned {
@@ -46,6 +47,7 @@ impl EmbeddedConsumer {
             start: settings.start,
             owned: Vec::new(),
             first: 0,
+            notes: Notes::new(),
         };
         consumer.enter();
         consumer
@@ -185,8 +187,13 @@ impl Consumer for EmbeddedConsumer {
         }
     }
 
+    fn note(&mut self, notes: &Notes) {
+        self.notes.clone_from(notes);
+    }
+
     fn commit(&mut self, offsets: &Offsets) -> Result<(), BrokerError> {
-        let commit = Commit { group: &self.group, member: self.member, generation: self.generation, offsets };
+        let (group, notes) = (&self.group, &self.notes);
+        let commit = Commit { group, member: self.member, generation: self.generation, offsets, notes };
         self.log.append(&[], Right::Free, Some(commit))
     }
 

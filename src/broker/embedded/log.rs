@@ -15,7 +15,7 @@ use redb::{Database, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefini
 
 use super::codec::{self, Damaged};
 use super::group::Group;
-use crate::broker::{BrokerError, NextOffset, Offsets, Records, TopicPartition, TopicSettings};
+use crate::broker::{BrokerError, NextOffset, Notes, Offsets, Records, TopicPartition, TopicSettings};
 use crate::runtime::clock;
 
 /// Name → number, partitions, compacted, retention in milliseconds.
@@ -27,6 +27,8 @@ const BATCHES: TableDefinition<(u32, u32, i64), &[u8]> = TableDefinition::new("b
 const RANGES: TableDefinition<(u32, u32), (i64, i64, i64, i64)> = TableDefinition::new("ranges");
 /// Group, topic, partition → next offset to read.
 const OFFSETS: TableDefinition<(&str, &str, u32), i64> = TableDefinition::new("offsets");
+/// Group, topic, partition → note beside the offset.
+const NOTES: TableDefinition<(&str, &str, u32), i64> = TableDefinition::new("notes");
 /// Transactional id → epoch of its newest producer.
 const EPOCHS: TableDefinition<&str, u64> = TableDefinition::new("epochs");
 /// Facts about the file.
@@ -106,6 +108,7 @@ pub(super) struct Commit<'a> {
     pub(super) member: u64,
     pub(super) generation: u64,
     pub(super) offsets: &'a Offsets,
+    pub(super) notes: &'a Notes,
 }
 
 /// A snapshot to read batches from.
@@ -243,8 +246,14 @@ impl Log {
             }
             if let Some(commit) = commit {
                 let mut offsets = txn.open_table(OFFSETS)?;
+                let mut notes = txn.open_table(NOTES)?;
                 for (partition, next) in commit.offsets {
-                    offsets.insert((commit.group, &*partition.topic, unsigned(partition.partition)), next.0)?;
+                    let key = (commit.group, &*partition.topic, unsigned(partition.partition));
+                    offsets.insert(key, next.0)?;
+                    match commit.notes.get(partition) {
+                        Some(note) => notes.insert(key, note)?,
+                        None => notes.remove(key)?,
+                    };
                 }
             }
             Ok(ends)
@@ -275,6 +284,22 @@ impl Log {
             for partition in partitions {
                 if let Some(next) = table.get((group, &*partition.topic, unsigned(partition.partition)))? {
                     found.insert(partition.clone(), NextOffset(next.value()));
+                }
+            }
+            Ok(found)
+        };
+        find().map_err(|error| self.failed(error))
+    }
+
+    /// Notes beside the committed offsets of a group; as [`Log::committed`].
+    pub(super) fn notes(&self, group: &str, partitions: &[TopicPartition]) -> Result<Notes, BrokerError> {
+        let find = || -> Result<Notes, redb::Error> {
+            let txn = self.db.begin_write()?;
+            let table = txn.open_table(NOTES)?;
+            let mut found = Notes::new();
+            for partition in partitions {
+                if let Some(note) = table.get((group, &*partition.topic, unsigned(partition.partition)))? {
+                    found.insert(partition.clone(), note.value());
                 }
             }
             Ok(found)

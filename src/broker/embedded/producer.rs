@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::log::{Commit, Log, Right};
 use super::partitioner::partition_of;
-use crate::broker::{BrokerError, GroupToken, Offsets, OutRecord, Producer, Records, TopicPartition};
+use crate::broker::{BrokerError, GroupToken, Notes, Offsets, OutRecord, Producer, Records, TopicPartition};
 use crate::runtime::{clock, failpoint};
 
 /// A record may be this large.
@@ -29,6 +29,7 @@ pub(super) struct EmbeddedProducer {
     keyless: u32,
     /// Topics sent to so far: name, partitions, compacted.
     topics: HashMap<Box<str>, (Arc<str>, u32, bool)>,
+    notes: Notes,
 }
 
 impl EmbeddedProducer {
@@ -43,6 +44,7 @@ impl EmbeddedProducer {
             bytes: 0,
             keyless: 0,
             topics: HashMap::new(),
+            notes: Notes::new(),
         })
     }
 
@@ -124,6 +126,10 @@ impl Producer for EmbeddedProducer {
         Ok(())
     }
 
+    fn note(&mut self, notes: &Notes) {
+        self.notes.clone_from(notes);
+    }
+
     fn commit(&mut self, offsets: &Offsets, token: Option<&GroupToken>) -> Result<(), BrokerError> {
         if failpoint::hit("broker.commit.before") {
             return Err(BrokerError::Client {
@@ -138,7 +144,7 @@ impl Producer for EmbeddedProducer {
         }
         let commit = match token {
             Some(GroupToken::Embedded { group, member, generation }) if self.id.is_some() && !offsets.is_empty() => {
-                Some(Commit { group, member: *member, generation: *generation, offsets })
+                Some(Commit { group, member: *member, generation: *generation, offsets, notes: &self.notes })
             }
             _ => None,
         };

@@ -13,8 +13,8 @@ use super::context::Context;
 use super::event::{EventQueue, Fault, Message, Said, TopicId};
 use super::{BRIEF, GLANCE, Link, PATIENCE, is_out_of_group, is_passing, is_refusal, patiently};
 use crate::broker::{
-    BrokerError, Consumer, ConsumerSettings, GroupToken, MAX_POLL_BYTES, NextOffset, Offsets, Poll, Records, StartAt,
-    StartPolicy, TopicPartition,
+    BrokerError, Consumer, ConsumerSettings, GroupToken, MAX_POLL_BYTES, NextOffset, Notes, Offsets, Poll, Records,
+    StartAt, StartPolicy, TopicPartition,
 };
 use crate::runtime::clock;
 
@@ -31,6 +31,7 @@ pub(super) struct KafkaConsumer {
     given: Option<Vec<(TopicPartition, StartAt)>>,
     /// An error that came behind records; the next poll reports it.
     postponed: Option<BrokerError>,
+    notes: Notes,
 }
 
 /// An assigned partition.
@@ -77,6 +78,7 @@ impl KafkaConsumer {
             owned: Vec::new(),
             given: None,
             postponed: None,
+            notes: Notes::new(),
         })
     }
 
@@ -121,7 +123,7 @@ impl KafkaConsumer {
         }
         let committed = match ask.count() {
             0 => Offsets::new(),
-            _ => committed(&self.link, &self.client, ask)?,
+            _ => committed(&self.link, &self.client, ask)?.0,
         };
         let owned: Vec<Owned> = given
             .iter()
@@ -345,12 +347,16 @@ impl Consumer for KafkaConsumer {
         Ok(Poll { records: gathered.records.into_iter().flatten().collect(), ..Poll::default() })
     }
 
+    fn note(&mut self, notes: &Notes) {
+        self.notes.clone_from(notes);
+    }
+
     fn commit(&mut self, offsets: &Offsets) -> Result<(), BrokerError> {
         let client = self.client.client().native_ptr();
         // A queue for this answer alone: the answer to a commit that was given up on must not be taken for a later one's.
         // SAFETY: the client outlives this call.
         let answers = unsafe { EventQueue::for_answers(client) };
-        let list = to_list(offsets);
+        let list = to_list(offsets, &self.notes);
         // SAFETY: client, list and queue are live; without a callback the answer becomes an event.
         let code = Code::from(unsafe {
             native::rd_kafka_commit_queue(client, list.ptr(), answers.as_ptr(), None, std::ptr::null_mut())
@@ -419,31 +425,39 @@ impl Consumer for KafkaConsumer {
     }
 }
 
-/// Offsets as librdkafka takes them.
-pub(super) fn to_list(offsets: &Offsets) -> TopicPartitionList {
+/// Offsets and notes as librdkafka takes them.
+pub(super) fn to_list(offsets: &Offsets, notes: &Notes) -> TopicPartitionList {
     let mut list = TopicPartitionList::with_capacity(offsets.len());
     for (partition, next) in offsets {
-        list.add_partition_offset(&partition.topic, partition.partition, Offset::Offset(next.0))
-            .expect("a position is not negative");
+        let mut element = list.add_partition(&partition.topic, partition.partition);
+        element.set_offset(Offset::Offset(next.0)).expect("a position is not negative");
+        if let Some(note) = notes.get(partition) {
+            element.set_metadata(note.to_string());
+        }
     }
     list
 }
 
-/// Asks for the committed offsets of the client's group. Partitions without one are absent.
+/// Asks for the committed offsets of the client's group, and the notes beside them. Partitions without are absent.
 pub(super) fn committed(
     link: &Link,
     client: &BaseConsumer<Context>,
     list: TopicPartitionList,
-) -> Result<Offsets, BrokerError> {
+) -> Result<(Offsets, Notes), BrokerError> {
     let during = "asking for committed offsets";
     let answer = patiently(client.client(), |timeout| client.committed_offsets(list.clone(), timeout))
         .map_err(|error| link.error(during, &error, client.context()))?;
-    let mut offsets = Offsets::new();
+    let (mut offsets, mut notes) = (Offsets::new(), Notes::new());
     for element in answer.elements() {
         element.error().map_err(|error| link.error(during, &error, client.context()))?;
         if let Offset::Offset(next) = element.offset() {
-            offsets.insert(TopicPartition::new(element.topic(), element.partition()), NextOffset(next));
+            let partition = TopicPartition::new(element.topic(), element.partition());
+            // What other tools write there is no note.
+            if let Ok(note) = element.metadata().parse() {
+                notes.insert(partition.clone(), note);
+            }
+            offsets.insert(partition, NextOffset(next));
         }
     }
-    Ok(offsets)
+    Ok((offsets, notes))
 }

@@ -15,7 +15,7 @@ use rustc_hash::FxHashSet;
 use super::consumer::to_list;
 use super::context::Context;
 use super::{BRIEF, Link, PATIENCE, answers, is_out_of_group};
-use crate::broker::{BrokerError, GroupToken, Header, Offsets, OutRecord, Producer};
+use crate::broker::{BrokerError, GroupToken, Header, Notes, Offsets, OutRecord, Producer};
 use crate::runtime::{clock, failpoint};
 
 /// Sends between two looks at what the client has to say.
@@ -32,6 +32,7 @@ pub(super) struct KafkaProducer {
     sends: u32,
     /// Topics that are there. The client itself waits half a minute for one that is not.
     known: FxHashSet<String>,
+    notes: Notes,
 }
 
 /// How far the transaction is.
@@ -53,7 +54,7 @@ impl KafkaProducer {
     pub(super) fn open(link: Arc<Link>, id: Option<&str>) -> Result<Self, BrokerError> {
         let client = Arc::new(connect(&link, id)?);
         let (id, known) = (id.map(str::to_owned), FxHashSet::default());
-        Ok(Self { client, link, id, phase: Phase::None, offsets_sent: None, sends: 0, known })
+        Ok(Self { client, link, id, phase: Phase::None, offsets_sent: None, sends: 0, known, notes: Notes::new() })
     }
 
     /// Opens another client of the same id, which rolls back what the old one left open.
@@ -152,7 +153,8 @@ impl KafkaProducer {
         const DURING: &str = "adding offsets to a transaction";
         if self.offsets_sent.is_none() {
             let (answer, answered) = mpsc::sync_channel(1);
-            let (client, member, offsets) = (Arc::clone(&self.client), Arc::clone(member), to_list(offsets));
+            let (client, member, offsets) =
+                (Arc::clone(&self.client), Arc::clone(member), to_list(offsets, &self.notes));
             thread::Builder::new()
                 .name("send-offsets".into())
                 .spawn(move || {
@@ -355,6 +357,10 @@ impl Producer for KafkaProducer {
             self.look();
         }
         Ok(())
+    }
+
+    fn note(&mut self, notes: &Notes) {
+        self.notes.clone_from(notes);
     }
 
     fn commit(&mut self, offsets: &Offsets, token: Option<&GroupToken>) -> Result<(), BrokerError> {
