@@ -11,8 +11,8 @@ use arrow::datatypes::{DataType as ArrowType, Field, Schema};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use driftline::config::plan::{
-    BrokerPlan, Column, DataType, Delivery, EntityPlan, Format, Function, GroupPlan, OfflinePlan, OnlinePlan, Plan,
-    RegistryPlan, ScorePlan, SourcePlan, TimeUnit, WindowPlan,
+    BrokerPlan, Column, DataType, Delivery, Emit, EntityPlan, Format, Function, GroupPlan, OfflinePlan, OnlinePlan,
+    Plan, RegistryPlan, ScorePlan, SourcePlan, TimeUnit, WindowPlan,
 };
 use driftline::runtime::clock::monotonic;
 use driftline::source::SourceBatch;
@@ -112,6 +112,7 @@ fn plan(groups: Vec<GroupPlan>, out_of_order: Duration) -> Plan {
             batch_wait: Duration::ZERO,
             poll_alias: Duration::ZERO,
             delivery: Delivery::ExactlyOnce,
+            emit: Emit::Arrival,
             topic: "bench.predictions".into(),
             providers: Vec::new(),
             threads: 1,

@@ -1,6 +1,6 @@
 //! Every default of `pipeline.toml`, in one place. The JSON Schema takes them from here, and so does the documentation.
 
-use super::plan::Delivery;
+use super::plan::{Delivery, Emit};
 use super::spec::{Metric, Provider};
 
 /// `broker.partitions`: partitions of topics that driftline creates.
@@ -51,6 +51,11 @@ pub fn ahead() -> String {
 /// `sources.<name>.idle_after`.
 pub fn idle_after() -> String {
     "30s".into()
+}
+
+/// `score.emit`.
+pub fn emit() -> Emit {
+    Emit::Arrival
 }
 
 /// `score.alias`.

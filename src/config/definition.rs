@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::plan::{Column, Plan};
+use super::plan::{Column, Emit, Plan};
 
 /// First 16 hex digits of SHA-256 over canonical JSON of all that decides feature values: entity, sources (fields, keys,
 /// event time, lateness, SQL), feature groups and derived features. Where the log and the stores are is no part of it, nor
@@ -48,7 +48,13 @@ pub(super) fn hash(plan: &Plan) -> String {
         .collect();
     let derived: Vec<Value> =
         plan.derived.iter().map(|d| json!([&*d.column.name, d.column.data_type, d.sql])).collect();
-    let canonical = json!([1, columns(&plan.entity.keys), sources, groups, derived]).to_string();
+    let mut canonical =
+        vec![json!(1), json!(columns(&plan.entity.keys)), json!(sources), json!(groups), json!(derived)];
+    // What came later is named where it differs from what was: the hashes of older pipelines stay.
+    if plan.score.as_ref().is_some_and(|score| score.emit == Emit::EventTime) {
+        canonical.push(json!("emit in event-time order"));
+    }
+    let canonical = Value::from(canonical).to_string();
     hex::encode(&Sha256::digest(canonical.as_bytes())[..8])
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::plan::{BrokerPlan, Format, GroupPlan, MonitorWindow, OnlinePlan, Plan, Span, WindowPlan};
+use super::plan::{BrokerPlan, Emit, Format, GroupPlan, MonitorWindow, OnlinePlan, Plan, Span, WindowPlan};
 use super::units::{label, label_bytes, label_ms};
 use crate::window::{EXACT, state_bytes};
 
@@ -181,8 +181,12 @@ impl Plan {
         if let Some(score) = &self.score {
             let _ = writeln!(
                 out,
-                "  score: events of {} ask model {} ({}) for a prediction from {}; batches close at {} rows, {} or {}; {}",
+                "  score: events of {}{} ask model {} ({}) for a prediction from {}; batches close at {} rows, {} or {}; {}",
                 self.sources[score.on].name,
+                match score.emit {
+                    Emit::Arrival => "",
+                    Emit::EventTime => ", once the watermark has passed them and in event-time order,",
+                },
                 score.model,
                 score.alias,
                 count(score.features.len(), "feature"),

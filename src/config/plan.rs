@@ -388,11 +388,23 @@ pub enum Delivery {
     AtLeastOnce,
 }
 
+/// When events are applied and scored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Emit {
+    /// As they arrive. What an event out of order changes, those before it have missed.
+    Arrival,
+    /// Once the watermark has passed them, in event-time order: the output does not depend on their order of arrival.
+    EventTime,
+}
+
 /// Scoring.
 #[derive(Debug, Clone)]
 pub struct ScorePlan {
     /// Index in [`Plan::sources`] of the events that ask for a prediction.
     pub on: usize,
+    /// When events are applied, those of all sources.
+    pub emit: Emit,
     /// Name in the registry.
     pub model: String,
     /// Alias to follow.

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::defaults;
-use super::plan::{DataType, Delivery, Function, Secret, TimeUnit};
+use super::plan::{DataType, Delivery, Emit, Function, Secret, TimeUnit};
 
 /// A driftline pipeline: from topics to features, predictions, drift monitoring and retraining.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -289,6 +289,9 @@ pub struct WindowSpec {
 pub struct ScoreSpec {
     /// Source whose events ask for a prediction.
     pub on: String,
+    /// Whether events are applied and scored as they arrive, or in event-time order once the watermark has passed them.
+    #[serde(default = "defaults::emit")]
+    pub emit: Emit,
     /// Name of the model in the registry.
     pub model: String,
     /// Alias to follow.

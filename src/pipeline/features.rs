@@ -11,9 +11,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arrow::array::{AsArray, RecordBatch};
-use arrow::compute::concat_batches;
-use arrow::datatypes::Int64Type;
+use arrow::array::{AsArray, BooleanArray, RecordBatch};
+use arrow::compute::{concat_batches, filter_record_batch};
+use arrow::datatypes::{Int64Type, TimestampMillisecondType};
 use parking_lot::Mutex;
 
 use super::RunError;
@@ -21,7 +21,7 @@ use super::account::{Account, Ledger, sample};
 use super::checkpointer::{Checkpointer, Job};
 use super::context::Context;
 use super::worker::{self, Ends, IDLE_POLL, Progress};
-use crate::broker::{BrokerError, Offsets, Poll, Records, StartAt, TopicPartition};
+use crate::broker::{BrokerError, NextOffset, Notes, Offsets, Poll, Records, StartAt, TopicPartition};
 use crate::config::plan::{OfflinePlan, SourcePlan};
 use crate::runtime::clock;
 use crate::runtime::failpoint;
@@ -30,7 +30,7 @@ use crate::source::{DeadLetter, Decoded, SourceDecoder, dead_letter};
 use crate::store::{Manifest, OfflineError};
 use crate::telemetry::board::Kind;
 use crate::telemetry::metrics::{Step, Steps};
-use crate::window::{Applied, FeatureRows, Task, TaskClock, WindowError, row_columns};
+use crate::window::{Applied, FeatureRows, Published, Task, TaskClock, WindowError, row_columns};
 
 /// Name of the stage: of its consumer group and in metrics.
 const STAGE: &str = "features";
@@ -57,8 +57,10 @@ type Starts = Arc<Mutex<BTreeMap<i32, Result<Option<Manifest>, RunError>>>>;
 /// One task and what surrounds it.
 struct Slot {
     task: Task,
-    /// Committed next offset of each source; nothing below it is produced or committed again.
+    /// Committed next offset of each source; no dead letter below it is produced again.
     committed: Vec<i64>,
+    /// What is published of the asking source, and is neither produced nor committed again.
+    published: Published,
     /// Dead letters whose offset is not yet passed by the task.
     dead: VecDeque<DeadLetter>,
     /// When each source last brought a record.
@@ -159,8 +161,11 @@ impl<'a> Worker<'a> {
     }
 
     fn poll_wait(&self) -> Duration {
-        let held =
-            self.slots.values().any(|slot| (0..self.context.engine.sources()).any(|s| slot.task.buffered(s) > 0));
+        // What waits for the watermark needs a new record, or an idle source, and neither comes that soon.
+        let held = self.slots.values().any(|slot| {
+            let waits = |source| slot.task.buffered(source) > 0;
+            !slot.task.is_in_event_time() && (0..self.context.engine.sources()).any(waits)
+        });
         worker::poll_wait(self.batcher.deadline(), if held { HELD_POLL } else { IDLE_POLL })
     }
 
@@ -194,7 +199,7 @@ impl<'a> Worker<'a> {
 
     fn restore(&mut self, partition: i32, manifest: Option<Manifest>) -> Result<Slot, RunError> {
         let context = self.context;
-        let task = match &manifest {
+        let mut task = match &manifest {
             Some(manifest) if manifest.state.is_some() => {
                 let offline = &context.wiring.offline;
                 let state = context.hold("offline", OfflineError::is_retriable, || offline.load_state(manifest))?;
@@ -206,16 +211,27 @@ impl<'a> Worker<'a> {
         let group = context.plan.group(STAGE);
         let committed =
             context.hold("broker", BrokerError::is_retriable, || context.wiring.broker.committed(&group, &topics))?;
-        let committed = topics
+        let committed: Vec<i64> = topics
             .iter()
             .map(|t| committed.get(&TopicPartition::new(Arc::clone(t), partition)).map_or(0, |o| o.0))
             .collect();
+        let mut published = Published { next: NextOffset(0), frontier: None };
+        if let Some(score) = &context.plan.score {
+            let topic = Arc::clone(&topics[score.on]);
+            let notes = context.hold("broker", BrokerError::is_retriable, || {
+                context.wiring.broker.notes(&group, std::slice::from_ref(&topic))
+            })?;
+            let frontier = notes.get(&TopicPartition::new(topic, partition)).copied();
+            published = Published { next: NextOffset(committed[score.on]), frontier };
+            task.resume(&published);
+        }
         self.checkpointer.begin(partition, manifest)?;
         context.rebuilt.lock().insert(partition);
         let now = clock::monotonic();
         Ok(Slot {
             task,
             committed,
+            published,
             dead: VecDeque::new(),
             last_record: vec![now; topics.len()],
             rows: Vec::new(),
@@ -287,6 +303,9 @@ impl<'a> Worker<'a> {
                 .iter()
                 .map(|s| self.ends.consumer.caught_up(&TopicPartition::new(Arc::clone(&s.topic), partition)))
                 .collect();
+            if self.context.options.until_end && caught_up.iter().all(|caught_up| *caught_up) {
+                slot.task.end();
+            }
             loop {
                 let mut clock = self.steps.start();
                 let slot = self.slots.get_mut(&partition).expect("only a rebalance removes slots");
@@ -346,7 +365,7 @@ impl<'a> Worker<'a> {
             sequence: open.iter().flat_map(|(_, applied)| applied.online.sequence.iter().copied()).collect(),
         };
         let fresh = open.iter().map(|(partition, applied)| self.not_yet_published(*partition, &applied.rows.batch));
-        let fresh = concat(context, fresh)?;
+        let fresh = concat(context, fresh.collect::<Result<Vec<_>, _>>()?.into_iter())?;
 
         // The online store and the model do not need each other: the write waits for the network while the model computes.
         let (written, scores) = std::thread::scope(|scope| {
@@ -369,19 +388,24 @@ impl<'a> Worker<'a> {
         clock.end(Step::OnlineAndScore);
         failpoint::hit("features.after_online");
 
-        let mut offsets = Offsets::new();
+        let (mut offsets, mut notes) = (Offsets::new(), Notes::new());
         let mut dead = Vec::new();
+        let on = context.plan.score.as_ref().map(|score| score.on);
         for (partition, slot) in &mut self.slots {
-            for (source, next) in slot.task.next().iter().enumerate() {
-                let Some(next) = next else { continue };
-                if next.0 > slot.committed[source] {
-                    offsets.insert(
-                        TopicPartition::new(Arc::clone(&context.plan.sources[source].topic), *partition),
-                        *next,
-                    );
+            let next = slot.task.settled();
+            for (source, next) in next.iter().enumerate() {
+                let Some(next) = *next else { continue };
+                let at = TopicPartition::new(Arc::clone(&context.plan.sources[source].topic), *partition);
+                if on == Some(source) {
+                    if let Some(published) = slot.published.after(&slot.task, source) {
+                        notes.extend(published.frontier.map(|frontier| (at.clone(), frontier)));
+                        offsets.insert(at, next);
+                    }
+                } else if next.0 > slot.committed[source] {
+                    offsets.insert(at, next);
                 }
             }
-            let (next, committed) = (slot.task.next().to_vec(), slot.committed.clone());
+            let committed = slot.committed.clone();
             let position = |d: &DeadLetter| context.plan.sources.iter().position(|s| s.topic == d.partition.topic);
             let passed = |d: &DeadLetter| position(d).is_some_and(|s| next[s].is_some_and(|n| d.offset < n.0));
             let (out, kept): (Vec<_>, Vec<_>) = slot.dead.drain(..).partition(passed);
@@ -402,10 +426,10 @@ impl<'a> Worker<'a> {
             }
         }
         clock.end(Step::Encode);
-        self.ends.publish(&offsets, &dead)?;
+        self.ends.publish(&offsets, &notes, &dead)?;
         clock.end(Step::Commit);
         failpoint::hit("features.after_commit");
-        self.committed(&offsets);
+        self.committed(&offsets, &notes);
         self.account(reason, &open, &dead, scores.as_ref());
         for (partition, applied) in open {
             let Some(slot) = self.slots.get_mut(&partition) else { continue };
@@ -419,19 +443,30 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Rows of one task whose event lies at or above its committed offset. They follow the others: a task applies the events
-    /// of a source in their order.
-    fn not_yet_published(&self, partition: i32, rows: &RecordBatch) -> RecordBatch {
-        let Some(score) = &self.context.plan.score else { return rows.clone() };
-        let committed = self.slots.get(&partition).map_or(i64::MAX, |slot| slot.committed[score.on]);
-        from_offset(rows, committed)
+    /// Rows of one task that are not published yet.
+    fn not_yet_published(&self, partition: i32, rows: &RecordBatch) -> Result<RecordBatch, RunError> {
+        let Some(slot) = self.slots.get(&partition) else { return Ok(rows.slice(0, 0)) };
+        let column = |name| rows.column_by_name(name).expect("the row schema has it");
+        let offsets = column(row_columns::OFFSET).as_primitive::<Int64Type>().values();
+        let times = column(row_columns::EVENT_TIME).as_primitive::<TimestampMillisecondType>().values();
+        let fresh = offsets.iter().zip(times).map(|(offset, time)| !slot.published.has(*offset, *time));
+        let fresh = BooleanArray::from_iter(fresh.map(Some));
+        if fresh.true_count() == rows.num_rows() {
+            return Ok(rows.clone());
+        }
+        filter_record_batch(rows, &fresh).map_err(|e| RunError::Window(WindowError::Rows(e.to_string())))
     }
 
-    fn committed(&mut self, offsets: &Offsets) {
+    fn committed(&mut self, offsets: &Offsets, notes: &Notes) {
+        let sources = &self.context.plan.sources;
+        let on = self.context.plan.score.as_ref().map(|score| &sources[score.on].topic);
         for (at, next) in offsets {
-            let source = self.context.plan.sources.iter().position(|s| s.topic == at.topic);
+            let source = sources.iter().position(|s| s.topic == at.topic);
             if let (Some(slot), Some(source)) = (self.slots.get_mut(&at.partition), source) {
                 slot.committed[source] = next.0;
+                if on == Some(&at.topic) {
+                    slot.published = Published { next: *next, frontier: notes.get(at).copied() };
+                }
             }
         }
     }

@@ -11,7 +11,7 @@ use super::RunError;
 use super::account::{Account, sample};
 use super::context::Context;
 use super::worker::{self, Ends, IDLE_POLL, Progress};
-use crate::broker::{NextOffset, Offsets, Poll, Records, StartAt, TopicPartition};
+use crate::broker::{NextOffset, Notes, Offsets, Poll, Records, StartAt, TopicPartition};
 use crate::runtime::clock;
 use crate::runtime::failpoint;
 use crate::score::{BatchLimits, Batcher, Closed, FeatureRead, FeatureReader, Scorer};
@@ -143,7 +143,7 @@ impl<'a> Worker<'a> {
         for piece in &closed.items {
             offsets.insert(piece.at.clone(), piece.next);
         }
-        self.ends.publish(&offsets, &dead)?;
+        self.ends.publish(&offsets, &Notes::new(), &dead)?;
         clock.end(Step::Commit);
         failpoint::hit("score.after_commit");
         for (at, next) in &offsets {

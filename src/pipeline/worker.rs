@@ -9,7 +9,7 @@ use super::RunError;
 use super::context::Context;
 use super::output::{self, Output};
 use super::publish::Publisher;
-use crate::broker::{BrokerError, Consumer, ConsumerSettings, Offsets, Poll, Producer, StartPolicy};
+use crate::broker::{BrokerError, Consumer, ConsumerSettings, Notes, Offsets, Poll, Producer, StartPolicy};
 use crate::config::plan::Delivery;
 use crate::runtime::backoff::Backoff;
 use crate::runtime::clock;
@@ -168,9 +168,11 @@ impl<'a> Ends<'a> {
         self.context.hold("broker", BrokerError::is_retriable, || output::unscorable(broker, rows, scores))
     }
 
-    /// Commits what [`Ends::output`] has encoded, the dead letters and the offsets.
-    pub fn publish(&mut self, offsets: &Offsets, dead: &[DeadLetter]) -> Result<(), RunError> {
+    /// Commits what [`Ends::output`] has encoded, the dead letters and the offsets with their notes.
+    pub fn publish(&mut self, offsets: &Offsets, notes: &Notes, dead: &[DeadLetter]) -> Result<(), RunError> {
         let Self { context, consumer, producer, output, .. } = self;
+        producer.note(notes);
+        consumer.note(notes);
         Publisher {
             producer: producer.as_mut(),
             consumer: consumer.as_mut(),

@@ -10,7 +10,7 @@ use arrow::array::{
 use arrow::datatypes::{DataType as ArrowType, Field, Schema, SchemaRef};
 
 use crate::config::plan::{
-    BrokerPlan, Column, DataType, Delivery, DerivedPlan, EntityPlan, Format, OfflinePlan, OnlinePlan, Plan,
+    BrokerPlan, Column, DataType, Delivery, DerivedPlan, Emit, EntityPlan, Format, OfflinePlan, OnlinePlan, Plan,
     RegistryPlan, ScorePlan, SourcePlan, TimeUnit,
 };
 use crate::window::row_columns;
@@ -76,6 +76,7 @@ pub(super) fn plan(keys: &[(&str, DataType)]) -> Plan {
             batch_wait: Duration::from_millis(5),
             poll_alias: Duration::from_secs(1),
             delivery: Delivery::ExactlyOnce,
+            emit: Emit::Arrival,
             topic: "churn.predictions".into(),
             providers: vec!["cpu".into()],
             threads: 1,

@@ -10,7 +10,7 @@ use super::entities::Entity;
 use super::state::{Layout, State};
 use super::tile::{Window, Windows};
 use super::{WindowError, row_columns};
-use crate::config::plan::{Column, DataType, Function, GroupPlan, Plan, SourcePlan, WindowPlan};
+use crate::config::plan::{Column, DataType, Emit, Function, GroupPlan, Plan, SourcePlan, WindowPlan};
 use crate::source::expression::{Expression, ExpressionError};
 
 /// The windows of a pipeline, shared by all its tasks.
@@ -20,6 +20,8 @@ pub struct Engine {
     pub(super) keys: Vec<Column>,
     /// The source whose events ask for rows.
     pub(super) on: Option<usize>,
+    /// Rows are held until the watermark has passed them.
+    pub(super) event_time: bool,
     pub(super) sources: Vec<Source>,
     schema: SchemaRef,
     /// The groups' features, in order.
@@ -111,6 +113,7 @@ impl Engine {
             definition: plan.definition.clone(),
             keys: plan.entity.keys.clone(),
             on: plan.score.as_ref().map(|score| score.on),
+            event_time: plan.score.as_ref().is_some_and(|score| score.emit == Emit::EventTime),
             sources,
             schema: row_schema(plan),
             features,

@@ -60,6 +60,12 @@ impl Keys {
         &self.bytes[start..self.ends[row]]
     }
 
+    /// Adds a key.
+    pub fn push(&mut self, key: &[u8]) {
+        self.bytes.extend_from_slice(key);
+        self.ends.push(self.bytes.len());
+    }
+
     pub fn bytes(&self) -> usize {
         self.bytes.capacity() + size_of::<usize>() * self.ends.capacity()
     }

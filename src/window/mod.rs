@@ -27,8 +27,10 @@ mod emitted;
 mod engine;
 mod entities;
 mod exact;
+mod held;
 mod ordered;
 mod prepare;
+mod published;
 mod rows;
 mod snapshot;
 mod state;
@@ -48,6 +50,7 @@ use arrow::array::RecordBatch;
 use crate::broker::NextOffset;
 
 pub use engine::{Engine, SingleEvents, StateBytes, state_bytes};
+pub use published::Published;
 pub use task::Task;
 pub(crate) use tile::{EXACT, Window};
 
@@ -63,7 +66,8 @@ pub mod row_columns {
     pub const PARTITION: &str = "source_partition";
     /// Offset of that event, int64.
     pub const OFFSET: &str = "source_offset";
-    /// Watermark of the task when the row was computed, timestamp (ms, UTC), null before the first.
+    /// Watermark of the task when the row was computed, timestamp (ms, UTC), null before the first. Where rows are applied in
+    /// event-time order: the row's own event time, which the watermark had passed.
     pub const WATERMARK: &str = "watermark";
 }
 
@@ -88,7 +92,8 @@ pub struct FeatureRows {
     /// Entity keys, the columns of [`row_columns`], then all features of the plan in order.
     pub batch: RecordBatch,
     /// Order of the rows among all that the task ever wrote: the sum over its sources of the offset after the last applied
-    /// row. Rises with every event; equal after a replay. Breaks ties of event time in the online store.
+    /// row, and where rows are applied in event-time order the number of rows besides. Rises with every event; equal after a
+    /// replay. Breaks ties of event time in the online store.
     pub sequence: Vec<i64>,
 }
 

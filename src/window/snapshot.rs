@@ -34,6 +34,7 @@ use super::WindowError;
 use super::emitted::pieces;
 use super::engine::{Engine, Source, Value};
 use super::entities::{Keys, decode_keys};
+use super::held::Standing;
 use super::ordered::visit;
 use super::state::State;
 use super::task::Task;
@@ -66,6 +67,21 @@ struct TaskRecord {
     /// Rows will be asked for as of this instant and later, ms.
     settled: i64,
     watermark: Option<i64>,
+    /// Where rows are applied in event-time order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    held: Option<HeldRecord>,
+}
+
+/// What tells applied rows from those that were held: they are not in the snapshot.
+#[derive(Debug, Serialize, Deserialize)]
+struct HeldRecord {
+    /// Of the rows of each source below `read`, those up to this instant are applied. `None` before the first.
+    frontier: Option<i64>,
+    read: Vec<Option<NextOffset>>,
+    /// Highest event time of each source before its `next`.
+    newest: Vec<Option<i64>>,
+    /// Rows applied.
+    rows: i64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -243,6 +259,12 @@ fn schema(task: &Task) -> Result<SchemaRef, WindowError> {
             .collect(),
         settled: task.time.settled,
         watermark: task.time.watermark,
+        held: task.held.as_ref().map(|held| HeldRecord {
+            frontier: held.frontier(),
+            read: held.read(),
+            newest: held.left().into_iter().map(|left| left.newest).collect(),
+            rows: task.reordered,
+        }),
     };
     let record = serde_json::to_string(&record).map_err(|error| WindowError::Rows(error.to_string()))?;
     let metadata = [
@@ -299,6 +321,16 @@ pub(super) fn restore(engine: Arc<Engine>, partition: i32, batches: &[RecordBatc
     }
     task.time.settled = record.settled;
     task.time.watermark = record.watermark;
+    task.offered = task.time.sources.clone();
+    if let (Some(held), Some(saved)) = (&mut task.held, record.held) {
+        task.reordered = saved.rows;
+        for (offered, &newest) in task.offered.iter_mut().zip(&saved.newest) {
+            offered.newest = newest;
+        }
+        let resumed = record.sources.iter().zip(saved.newest);
+        let resumed = resumed.map(|(source, newest)| Standing { next: source.next, newest });
+        held.restore(saved.frontier.unwrap_or(i64::MIN), saved.read.into_iter().zip(resumed));
+    }
     for batch in batches {
         let found = batch.schema();
         let same = found.fields().len() == fields.len()

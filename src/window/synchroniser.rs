@@ -30,7 +30,7 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
-    fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         8 * (self.times.capacity() + self.offsets.capacity() + self.rows.capacity()) + self.keys.bytes()
     }
 }

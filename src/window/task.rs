@@ -9,13 +9,14 @@ use super::aggregate::Span;
 use super::emitted::{Event, OpenWindows};
 use super::engine::Engine;
 use super::entities::{Entities, EntityId};
+use super::held::Held;
 use super::rows::{Origin, RowBuffer};
 use super::state::Horizon;
 use super::synchroniser::{Finished, Synchroniser};
 use super::texts::Texts;
 use super::tile::{Cuts, Limits};
 use super::watermark::{SourceTime, TaskTime};
-use super::{Applied, Counts, Failures, Late, Memory, TaskClock, WindowError, snapshot};
+use super::{Applied, Counts, Failures, Late, Memory, Published, TaskClock, WindowError, snapshot};
 use crate::broker::NextOffset;
 use crate::source::SourceBatch;
 
@@ -30,12 +31,17 @@ pub struct Task {
     pub(super) entities: Entities,
     pub(super) texts: Texts,
     pub(super) time: TaskTime,
-    /// For each source: the offset after its last applied row.
+    /// For each source: the offset after the highest one applied.
     pub(super) applied: Vec<i64>,
     pub(super) windows: OpenWindows,
+    /// Rows applied so far, where they do not come in the order of their offsets: makes the sequence rise.
+    pub(super) reordered: i64,
     synchroniser: Synchroniser,
+    /// What waits for the watermark, where rows are applied in event-time order. The synchroniser then has nothing between
+    /// two calls.
+    pub(super) held: Option<Held>,
     /// Event time as of the last row offered, to tell late rows early.
-    offered: Vec<SourceTime>,
+    pub(super) offered: Vec<SourceTime>,
     /// What offering found and the next output has to tell.
     counts: Vec<Counts>,
     failures: Failures,
@@ -100,8 +106,10 @@ impl Task {
             texts: Texts::default(),
             offered: time.sources.clone(),
             time,
+            held: engine.event_time.then(|| Held::new(&positions)),
             applied: vec![0; engine.sources()],
             windows: OpenWindows::new(&engine),
+            reordered: 0,
             synchroniser: Synchroniser::new(positions),
             counts: vec![Counts::default(); engine.sources()],
             failures: Failures::default(),
@@ -117,7 +125,6 @@ impl Task {
     /// The snapshot is of another definition, another partition or another format, or damaged.
     pub fn restore(engine: Arc<Engine>, partition: i32, snapshot: &[RecordBatch]) -> Result<Self, WindowError> {
         let mut task = snapshot::restore(engine, partition, snapshot)?;
-        task.offered = task.time.sources.clone();
         task.windows.restored(&task.engine, &task.time.sources);
         Ok(task)
     }
@@ -130,19 +137,23 @@ impl Task {
     pub fn offer(&mut self, batch: SourceBatch) -> Result<Vec<Late>, WindowError> {
         let index = batch.source;
         let first = batch.offsets.first().copied().unwrap_or(batch.next);
-        if self.synchroniser.expected(index).is_some_and(|NextOffset(expected)| first < expected) {
+        let expected = match &self.held {
+            Some(held) => held.expected(index),
+            None => self.synchroniser.expected(index),
+        };
+        if let Some(NextOffset(expected)) = expected.filter(|&NextOffset(expected)| first < expected) {
             return Err(WindowError::Batch {
                 source_name: self.engine.sources[index].name.clone(),
                 partition: batch.partition,
                 offset: first,
-                reason: format!(
-                    "the offsets before {} were offered already",
-                    self.synchroniser.expected(index).unwrap_or(NextOffset(first)).0
-                ),
+                reason: format!("the offsets before {expected} were offered already"),
             });
         }
         let prepared = self.engine.prepare(&batch, &mut self.texts, &mut self.failures)?;
         let offered = &mut self.offered[index];
+        if let Some(held) = &mut self.held {
+            return Ok(held.push(index, prepared, offered, &mut self.counts[index]));
+        }
         let times = prepared.times.iter().zip(&prepared.offsets);
         let late = times.filter_map(|(&time, &offset)| offered.late(index, offset, time)).collect();
         if let Some(finished) = self.synchroniser.push(index, prepared) {
@@ -158,6 +169,22 @@ impl Task {
     pub fn advance(&mut self, clock: &TaskClock<'_>, limit: usize) -> Result<Applied, WindowError> {
         self.time.update(clock);
         self.output.clear();
+        let applied =
+            if self.held.is_some() { self.apply_released(clock, limit) } else { self.apply_all(clock, limit) };
+        if let Some(held) = &mut self.held {
+            held.settle(&self.offered);
+        }
+        self.add_online_rows();
+        let output = self.build(clock);
+        self.sweep(applied);
+        if self.texts.wants_collection() {
+            self.collect_texts();
+        }
+        output
+    }
+
+    /// Applies the rows whose turn has come, at most `limit`, and returns how many.
+    fn apply_all(&mut self, clock: &TaskClock<'_>, limit: usize) -> usize {
         let mut left = limit;
         while left > 0
             && let Some((source, rows)) = self.synchroniser.turn(clock, left)
@@ -165,13 +192,21 @@ impl Task {
             left -= rows.len();
             self.apply(source, rows);
         }
-        self.add_online_rows();
-        let applied = self.build(clock);
-        self.sweep(limit - left);
-        if self.texts.wants_collection() {
-            self.collect_texts();
+        limit - left
+    }
+
+    /// Applies what the watermark has passed, and returns how many rows.
+    fn apply_released(&mut self, clock: &TaskClock<'_>, limit: usize) -> usize {
+        let Some(held) = &mut self.held else { return 0 };
+        self.output.late.append(&mut held.late);
+        let widths: Vec<usize> = self.engine.sources.iter().map(|source| source.layout.row).collect();
+        let released = held.release(self.time.passed(&self.offered), limit, clock.caught_up, &widths);
+        for (source, rows) in released.into_iter().enumerate().filter(|(_, rows)| !rows.times.is_empty()) {
+            self.synchroniser.push(source, rows);
         }
-        applied
+        // Nothing earlier can come: what has not been let go is not to be waited for.
+        let all = vec![true; self.engine.sources()];
+        self.apply_all(&TaskClock { caught_up: &all, idle: &all }, usize::MAX)
     }
 
     fn apply(&mut self, index: usize, range: Range<usize>) {
@@ -188,7 +223,8 @@ impl Task {
                 continue;
             }
             self.time.follow(index);
-            self.applied[index] = offset + 1;
+            self.applied[index] = self.applied[index].max(offset + 1);
+            self.reordered += i64::from(engine.event_time);
             let key = batch.keys.get(row);
             let words = &batch.rows[row * layout.row..][..layout.row];
             if source.emits {
@@ -213,7 +249,7 @@ impl Task {
                 let after = state.bytes();
                 self.entities.state_bytes = self.entities.state_bytes + after - before;
             }
-            let sequence = self.applied.iter().sum();
+            let sequence = self.applied.iter().sum::<i64>() + self.reordered;
             let slot = match self.output.touched.get(touched) {
                 Some(slot) if slot.entity == entity => touched,
                 _ => {
@@ -226,7 +262,7 @@ impl Task {
             let mut full = None;
             if engine.on == Some(index) {
                 let as_of = AsOf { time, source: index };
-                let watermark = self.time.watermark;
+                let watermark = if engine.event_time { Some(time) } else { self.time.watermark };
                 let origin = Origin { entity, source: index, offset, sequence, event_time: time, watermark };
                 let Output { rows, empty, reader, .. } = &mut self.output;
                 reader.read(engine, &mut self.entities, as_of, rows, origin, empty);
@@ -252,7 +288,8 @@ impl Task {
         let Output { rows, online, empty, touched, reader, .. } = &mut self.output;
         for &Touched { entity, source, offset, sequence, row } in touched.iter() {
             let time = self.entities.get(entity).newest;
-            let watermark = row.map_or(self.time.watermark, |row| rows.watermark(row));
+            let as_of = if self.engine.event_time { Some(time) } else { self.time.watermark };
+            let watermark = row.map_or(as_of, |row| rows.watermark(row));
             let origin = Origin { entity, source, offset, sequence, event_time: time, watermark };
             if let Some(row) = row {
                 online.push(origin, rows, row);
@@ -273,11 +310,11 @@ impl Task {
             online,
             emitted: self.windows.build(&self.engine, &self.texts)?,
             late: std::mem::take(&mut self.output.late),
-            next: self.synchroniser.next(),
+            next: self.next(),
             counts: std::mem::replace(&mut self.counts, vec![Counts::default(); self.engine.sources()]),
             failures,
-            watermark: self.time.watermark,
-            more: self.synchroniser.turn(clock, 1).is_some(),
+            watermark: self.held.as_ref().map_or(self.time.watermark, Held::frontier),
+            more: self.held.as_ref().map_or_else(|| self.synchroniser.turn(clock, 1).is_some(), Held::more),
         })
     }
 
@@ -310,9 +347,13 @@ impl Task {
             state.for_each_word(&source.layout, &source.text_words, &source.text_lanes, &mut renumber);
         });
         for (index, source) in sources.iter().enumerate() {
-            self.synchroniser.for_each_batch(index, |rows| {
+            let mut renumber_rows = |rows: &mut [u64]| {
                 super::ordered::visit(rows, source.layout.row, 0, &source.text_words, &mut renumber);
-            });
+            };
+            self.synchroniser.for_each_batch(index, &mut renumber_rows);
+            if let Some(held) = &mut self.held {
+                held.for_each_batch(index, &mut renumber_rows);
+            }
         }
         self.windows.for_each_text(&self.engine, &mut renumber);
         self.texts.collected();
@@ -320,7 +361,42 @@ impl Task {
 
     /// First unapplied offset of each source; `None` before its first batch.
     pub fn next(&self) -> Vec<Option<NextOffset>> {
-        self.synchroniser.next()
+        match &self.held {
+            Some(held) => held.left().into_iter().map(|left| left.next).collect(),
+            None => self.synchroniser.next(),
+        }
+    }
+
+    /// What the last [`Task::advance`] has settled of each source: all rows below the offset are applied or late, but for
+    /// those that are held, which lie after [`Task::frontier`]. Where nothing is held, the same as [`Task::next`].
+    pub fn settled(&self) -> Vec<Option<NextOffset>> {
+        self.held.as_ref().map_or_else(|| self.synchroniser.next(), Held::read)
+    }
+
+    /// Where rows are applied in event-time order: of the rows below [`Task::settled`], those up to this instant (ms,
+    /// inclusive) are applied, and none after it. `None` before the first, and where rows are applied as they arrive.
+    pub fn frontier(&self) -> Option<i64> {
+        self.held.as_ref().and_then(Held::frontier)
+    }
+
+    /// True where rows are held until the watermark has passed them.
+    pub fn is_in_event_time(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// Says what was published before the task was restored, so that [`Published::after`] can go on telling it.
+    pub fn resume(&mut self, published: &Published) {
+        if let (Some(held), Some(on), Some(frontier)) = (&mut self.held, self.engine.on, published.frontier) {
+            held.resume(on, published.next, frontier);
+        }
+    }
+
+    /// Says that nothing more will come: the next calls of [`Task::advance`] apply what is held, in its order. What comes all
+    /// the same, and is not after that, is applied as it comes.
+    pub fn end(&mut self) {
+        if let Some(held) = &mut self.held {
+            held.end();
+        }
     }
 
     /// Partition number.
@@ -330,7 +406,7 @@ impl Task {
 
     /// Rows of a source that wait for their turn. Pause the source's partition while these are too many.
     pub fn buffered(&self, source: usize) -> usize {
-        self.synchroniser.waiting(source)
+        self.synchroniser.waiting(source) + self.held.as_ref().map_or(0, |held| held.waiting(source))
     }
 
     /// Entities with state.
@@ -342,7 +418,7 @@ impl Task {
     pub fn memory(&self) -> Memory {
         Memory {
             state: self.entities.bytes() + self.windows.bytes() + self.texts.bytes(),
-            buffered: self.synchroniser.bytes(),
+            buffered: self.synchroniser.bytes() + self.held.as_ref().map_or(0, Held::bytes),
         }
     }
 

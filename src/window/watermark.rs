@@ -89,11 +89,24 @@ impl TaskTime {
 
     /// Least watermark of the sources that are not idle; `None` where one of them has none, or all are idle.
     fn least(&self) -> Option<i64> {
-        let mut active = self.sources.iter().zip(&self.idle).filter(|(_, idle)| !**idle);
+        self.least_of(&self.sources)
+    }
+
+    fn least_of(&self, sources: &[SourceTime]) -> Option<i64> {
+        let mut active = sources.iter().zip(&self.idle).filter(|(_, idle)| !**idle);
         active.try_fold(None, |least: Option<i64>, (source, _)| {
             let watermark = source.watermark()?;
             Some(Some(least.map_or(watermark, |least| least.min(watermark))))
         })?
+    }
+
+    /// What has passed of sources that stand at `offered`, where applied rows are behind: the least watermark of those that
+    /// are not idle; where all are idle, and none holds back another, the greatest.
+    pub fn passed(&self, offered: &[SourceTime]) -> Option<i64> {
+        if self.idle.iter().all(|&idle| idle) {
+            return offered.iter().filter_map(SourceTime::watermark).max();
+        }
+        self.least_of(offered)
     }
 
     /// No event will come, and no row be asked for, before this instant: what an entity that is quiet since before it needs.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use driftline::config::plan::{
-    BrokerPlan, Column, DataType, Delivery, DerivedPlan, EntityPlan, OfflinePlan, OnlinePlan, Plan, RegistryPlan,
+    BrokerPlan, Column, DataType, Delivery, DerivedPlan, Emit, EntityPlan, OfflinePlan, OnlinePlan, Plan, RegistryPlan,
     ScorePlan,
 };
 
@@ -40,6 +40,7 @@ pub fn scoring_plan(root: &Path, features: &[(&str, DataType)]) -> Plan {
             // Tests ask for themselves.
             poll_alias: Duration::from_secs(3600),
             delivery: Delivery::ExactlyOnce,
+            emit: Emit::Arrival,
             topic: "test.predictions".into(),
             providers: vec!["cpu".into()],
             threads: 1,

@@ -1,6 +1,6 @@
 //! The workers of the feature stage on a log: every record is applied, filtered or a dead letter, once, however a run ends.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -120,53 +120,69 @@ impl Shop {
 
     /// Writes a mix of everything, in which the last records of each partition are ones that become dead letters.
     fn write(&self) -> Fates {
+        self.write_late_by(0)
+    }
+
+    /// As [`Shop::write`], each record up to `most` milliseconds of event time after its turn.
+    fn write_late_by(&self, most: i64) -> Fates {
         let mut fates = Fates::default();
         let mut producer = self.broker.producer(None).unwrap();
         for partition in 0..PARTITIONS.cast_signed() {
             for (source, rows) in [(0, 950_i64), (1, 400)] {
-                let topic = self.topic(source);
-                for offset in 0..rows {
-                    let at = (topic.clone(), partition, offset);
+                let mut records = Vec::new();
+                for number in 0..rows {
                     // The two sources cover the same time at different paces.
-                    let time = 1_700_000_000_000 + offset * 950_000 / rows;
-                    let value = match offset % 10 {
-                        _ if offset == rows - 1 => {
-                            fates.dead.insert((at, "late".into()));
-                            Some(format!(r#"{{"customer_id":"c1","at":{},"amount":1}}"#, time - 600_000))
-                        }
-                        4 if offset > 100 => {
-                            fates.dead.insert((at, "late".into()));
-                            Some(format!(r#"{{"customer_id":"c1","at":{},"amount":1}}"#, time - 60_000))
-                        }
-                        5 => {
-                            fates.dead.insert((at, "malformed".into()));
-                            Some(r#"{"customer_id":"#.into())
-                        }
-                        6 => {
-                            fates.dead.insert((at, "null_value".into()));
-                            None
-                        }
-                        7 if source == 0 => Some(format!(r#"{{"customer_id":"c1","at":{time},"amount":0}}"#)),
-                        _ => {
-                            if source == 0 {
-                                fates.rows.insert(at);
-                            }
-                            let customer = offset % 3;
-                            Some(format!(r#"{{"customer_id":"c{customer}","at":{time},"amount":1.5}}"#))
-                        }
+                    let time = 1_700_000_000_000 + number * 950_000 / rows;
+                    let order = |time: i64, amount: f64| {
+                        Some(format!(r#"{{"customer_id":"c{}","at":{time},"amount":{amount}}}"#, number % 3))
                     };
-                    let record = OutRecord {
-                        topic: &topic,
-                        partition: Some(partition),
-                        value: value.as_ref().map(String::as_bytes),
-                        ..OutRecord::default()
+                    let (value, fate) = match number % 10 {
+                        _ if number == rows - 1 => (order(time - 600_000, 1.0), Some("late")),
+                        4 if number > 100 => (order(time - 60_000, 1.0), Some("late")),
+                        5 => (Some(r#"{"customer_id":"#.into()), Some("malformed")),
+                        6 => (None, Some("null_value")),
+                        7 if source == 0 => (order(time, 0.0), Some("filtered")),
+                        _ => (order(time, 1.5 + number as f64), None),
                     };
+                    let last = number == rows - 1;
+                    records.push((if last { i64::MAX } else { time + number * 7919 % (most + 1) }, value, fate));
+                }
+                records.sort_by_key(|(arrival, ..)| *arrival);
+                let topic = self.topic(source);
+                for (offset, (_, value, fate)) in (0..).zip(records) {
+                    let at = (topic.clone(), partition, offset);
+                    match fate {
+                        Some("filtered") => {}
+                        Some(reason) => {
+                            fates.dead.insert((at, reason.into()));
+                        }
+                        None if source == 0 => {
+                            fates.rows.insert(at);
+                        }
+                        None => {}
+                    }
+                    let value = value.as_ref().map(String::as_bytes);
+                    let record = OutRecord { topic: &topic, partition: Some(partition), value, ..OutRecord::default() };
                     producer.send(record).unwrap();
                 }
             }
         }
         producer.commit(&Offsets::new(), None).unwrap();
         fates
+    }
+
+    /// Feature rows in the order of the features topic, by partition, without their events' coordinates.
+    fn feature_rows(&self) -> BTreeMap<i32, Vec<serde_json::Value>> {
+        let mut rows: BTreeMap<i32, Vec<serde_json::Value>> = BTreeMap::new();
+        for records in self.records(&self.plan.features_topic()) {
+            for row in 0..records.len() {
+                let mut value: serde_json::Value = serde_json::from_slice(records.values.get(row).unwrap()).unwrap();
+                value["pipeline"].take();
+                value["source"].take();
+                rows.entry(records.partition.partition).or_default().push(value);
+            }
+        }
+        rows
     }
 
     /// Runs the feature stage to the end of the topics, or until `stop`, against what `online` makes of the online store.
@@ -382,17 +398,43 @@ fn workers_crash_child() {
     else {
         return;
     };
-    let ended = Shop::at(Path::new(&folder), name, None, &[]).run(&Stop::new(), |store| store);
+    let settings: Vec<(&str, &str)> = match std::env::var("DRIFTLINE_TEST_EMIT").as_deref() {
+        Ok("event_time") => EVENT_TIME.to_vec(),
+        _ => Vec::new(),
+    };
+    let ended = Shop::at(Path::new(&folder), name, None, &settings).run(&Stop::new(), |store| store);
     println!("ended with {:?}", ended.result.map_err(|error| error.to_string()));
 }
 
-#[cfg(feature = "failpoints")]
+/// Rows in event-time order, and checkpoints while some are held.
+const EVENT_TIME: [(&str, &str); 2] = [("score.emit", "event_time"), ("offline.checkpoint.rows", "100")];
+
 #[test]
-fn a_worker_that_fails_or_is_killed_on_the_way_loses_nothing_and_repeats_nothing() {
+fn in_event_time_the_output_does_not_depend_on_the_order_of_arrival() {
+    let rows = [0, 8_000].map(|late_by| {
+        let shop = Shop::open_with(None, &EVENT_TIME);
+        let expected = shop.write_late_by(late_by);
+        shop.run_to_the_end();
+        shop.expect(&expected);
+        shop.feature_rows()
+    });
+    let times = |rows: &[serde_json::Value]| rows.iter().map(|row| row["event_time"].as_i64()).collect::<Vec<_>>();
+    assert!(rows[0].values().all(|rows| times(rows).is_sorted()));
+    assert_eq!(rows[0], rows[1]);
+}
+
+#[cfg(feature = "failpoints")]
+#[rstest::rstest]
+#[case::as_events_arrive("arrival", &[])]
+#[case::in_event_time("event_time", &EVENT_TIME)]
+fn a_worker_that_fails_or_is_killed_on_the_way_loses_nothing_and_repeats_nothing(
+    #[case] emit: &str,
+    #[case] settings: &[(&str, &str)],
+) {
     use std::os::unix::process::ExitStatusExt;
 
-    let shop = Shop::open(None);
-    let expected = shop.write();
+    let shop = Shop::open_with(None, settings);
+    let expected = shop.write_late_by(8_000);
     let Shop { name, broker, plan, folder, runtime } = shop;
     // The log belongs to one process at a time.
     drop((broker, plan, runtime));
@@ -411,13 +453,20 @@ fn a_worker_that_fails_or_is_killed_on_the_way_loses_nothing_and_repeats_nothing
             .env("DRIFTLINE_TEST_FOLDER", folder.path())
             .env("DRIFTLINE_TEST_PIPELINE", &name)
             .env("DRIFTLINE_FAILPOINTS", point)
+            .env("DRIFTLINE_TEST_EMIT", emit)
             .output()
             .unwrap();
         let said = String::from_utf8_lossy(&child.stdout);
         assert_eq!(child.status.signal(), killed.then_some(libc::SIGKILL), "{point}: {child:?}");
         assert_eq!(said.contains(r#"ended with Err("feature rows: failpoint")"#), !killed, "{point}: {said}");
     }
-    let shop = Shop { folder: None, ..Shop::at(folder.path(), name, None, &[]) };
+    let shop = Shop { folder: None, ..Shop::at(folder.path(), name, None, settings) };
     shop.run_to_the_end();
     shop.expect(&expected);
+    if emit == "event_time" {
+        let undisturbed = Shop::open_with(None, settings);
+        undisturbed.write();
+        undisturbed.run_to_the_end();
+        assert_eq!(shop.feature_rows(), undisturbed.feature_rows());
+    }
 }

@@ -250,6 +250,7 @@ fn the_definition_changes_with_what_decides_values_and_with_nothing_else() {
         PIPELINE.replace("/ 720", "/ 721"),
         PIPELINE.replace("\"30d\" = \"1d\"", "\"30d\" = \"12h\""),
         PIPELINE.replace("windows = [\"7d\"]", "windows = [\"7d\"]\nexact = true"),
+        PIPELINE.replace("[score]\n", "[score]\nemit = \"event_time\"\n"),
         PIPELINE.replace("\"seconds_since_last\"", "\"rate\""),
         PIPELINE.replace("source = \"logins\"", "source = \"logins\"\nby = { user = [\"a\"] }"),
     ] {
@@ -501,6 +502,14 @@ fn windows_are_checked(#[case] lines_: &str, #[case] expected: &[&str]) {
             }
         }
     }
+}
+
+#[test]
+fn windows_on_close_and_event_time_order_do_not_go_together() {
+    let windows = "[windows.visits]\nsource = \"purchases\"\nfunctions = [\"count\"]\ntumbling = \"1m\"\n";
+    let text = PIPELINE.replace("[score]\n", &format!("{windows}[score]\nemit = \"event_time\"\n"));
+    let found = lines(load_text(&text));
+    assert!(found.len() == 1 && found[0].contains("are not taken in event-time order"), "{found:?}");
 }
 
 #[test]

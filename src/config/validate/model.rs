@@ -3,7 +3,7 @@
 use super::features::Features;
 use super::{reference, some_duration, topic_like, unit};
 use crate::config::document::{Collector, Site};
-use crate::config::plan::{Column, DataType, GatesPlan, MonitorPlan, MonitorWindow, RetrainingPlan, ScorePlan};
+use crate::config::plan::{Column, DataType, Emit, GatesPlan, MonitorPlan, MonitorWindow, RetrainingPlan, ScorePlan};
 use crate::config::spec::{MonitorSpec, RetrainingSpec, ScoreSpec, Spec};
 use crate::config::{defaults, names, units};
 use crate::retrain::policy::Policy;
@@ -54,6 +54,11 @@ fn score_plan(
     faults: &mut Collector,
 ) -> Option<ScorePlan> {
     let on = reference(&score.on, "source", spec.sources.keys().map(String::as_str), &site.get("on"), faults);
+    if score.emit == Emit::EventTime && !spec.windows.is_empty() {
+        let help = "emit the windows from a pipeline of their own: they follow the log, whatever the order of arrival";
+        let message = "windows that are emitted when they close are not taken in event-time order";
+        faults.report(&site.get("emit").value(), message, Some(help.into()));
+    }
     topic_like(&score.model, "model", &site.get("model"), faults);
     topic_like(&score.alias, "alias", &site.get("alias"), faults);
     if score.providers.is_empty() {
@@ -72,6 +77,7 @@ fn score_plan(
         batch_wait: super::duration(&score.batch.wait, &batch.get("wait"), faults),
         poll_alias: some_duration(&score.poll_alias, &site.get("poll_alias"), faults),
         delivery: score.delivery,
+        emit: score.emit,
         topic: format!("{}.predictions", spec.name).into(),
         providers: score.providers.iter().map(|provider| provider.as_str().to_owned()).collect(),
         threads: score.threads as usize,

@@ -9,8 +9,8 @@ use rand_distr::{Distribution, StandardNormal};
 
 use super::*;
 use crate::config::plan::{
-    BrokerPlan, Delivery, EntityPlan, GatesPlan, MonitorPlan, OfflinePlan, OnlinePlan, RegistryPlan, RetrainingPlan,
-    ScorePlan,
+    BrokerPlan, Delivery, Emit, EntityPlan, GatesPlan, MonitorPlan, OfflinePlan, OnlinePlan, RegistryPlan,
+    RetrainingPlan, ScorePlan,
 };
 use crate::drift::IncidentState;
 use crate::drift::profile::ProfileBuilder;
@@ -48,6 +48,7 @@ fn plan(window: MonitorWindow, when: &str) -> Plan {
             batch_wait: Duration::ZERO,
             poll_alias: Duration::ZERO,
             delivery: Delivery::ExactlyOnce,
+            emit: Emit::Arrival,
             topic: "shop.predictions".into(),
             providers: Vec::new(),
             threads: 1,

@@ -2,6 +2,7 @@
 
 mod edges;
 mod emitted;
+mod event_time;
 mod exact;
 mod oracle;
 mod properties;
@@ -18,8 +19,8 @@ use arrow::datatypes::{DataType as ArrowType, Field, Float64Type, Int64Type, Sch
 
 use super::{Engine, FeatureRows, Task, TaskClock};
 use crate::config::plan::{
-    BrokerPlan, ByPlan, Column, DataType, Delivery, DerivedPlan, EntityPlan, Format, Function, GroupPlan, OfflinePlan,
-    OnlinePlan, Plan, RegistryPlan, ScorePlan, SourcePlan, TimeUnit, WindowPlan,
+    BrokerPlan, ByPlan, Column, DataType, Delivery, DerivedPlan, Emit, EntityPlan, Format, Function, GroupPlan,
+    OfflinePlan, OnlinePlan, Plan, RegistryPlan, ScorePlan, SourcePlan, TimeUnit, WindowPlan,
 };
 use crate::source::SourceBatch;
 
@@ -170,6 +171,7 @@ fn plan(sources: Vec<SourcePlan>, groups: Vec<GroupPlan>, on: Option<usize>) -> 
             batch_wait: Duration::ZERO,
             poll_alias: Duration::ZERO,
             delivery: Delivery::ExactlyOnce,
+            emit: Emit::Arrival,
             topic: "test.predictions".into(),
             providers: Vec::new(),
             threads: 1,

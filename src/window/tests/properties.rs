@@ -50,12 +50,12 @@ pub(super) fn events(most: usize, out_of_order: i64) -> impl Strategy<Value = Ve
 }
 
 #[derive(Debug, Clone)]
-struct Scenario {
-    plan: Plan,
-    logs: Vec<Vec<Event>>,
+pub(super) struct Scenario {
+    pub plan: Plan,
+    pub logs: Vec<Vec<Event>>,
 }
 
-fn scenario(most: usize) -> impl Strategy<Value = Scenario> {
+pub(super) fn scenario(most: usize) -> impl Strategy<Value = Scenario> {
     let bounds = prop::collection::vec(prop_oneof![Just(0u64), 1u64..200, Just(3000)], 1..4);
     bounds.prop_flat_map(move |bounds| {
         let sources = bounds.len();
@@ -91,15 +91,15 @@ fn scenario(most: usize) -> impl Strategy<Value = Scenario> {
 
 /// One step of a run: offer this many events of this source, then advance with these sources caught up.
 #[derive(Debug, Clone)]
-struct Step {
-    source: usize,
-    events: usize,
-    caught_up: [bool; 3],
-    limit: usize,
-    restart: bool,
+pub(super) struct Step {
+    pub source: usize,
+    pub events: usize,
+    pub caught_up: [bool; 3],
+    pub limit: usize,
+    pub restart: bool,
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+pub(super) fn steps() -> impl Strategy<Value = Vec<Step>> {
     let limit = prop_oneof![Just(usize::MAX), 1usize..20];
     let step = (0usize..3, 0usize..30, any::<[bool; 3]>(), limit, prop::bool::weighted(0.2));
     prop::collection::vec(

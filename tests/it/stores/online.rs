@@ -402,6 +402,7 @@ fn feasts_own_sdk_reads_and_writes_the_same_rows() {
         batch_wait: Duration::ZERO,
         poll_alias: Duration::ZERO,
         delivery: driftline::config::plan::Delivery::ExactlyOnce,
+        emit: driftline::config::plan::Emit::Arrival,
         topic: "churn.predictions".into(),
         providers: Vec::new(),
         threads: 1,
