@@ -25,6 +25,7 @@ use super::{ColumnEvidence, DriftEvent};
 use crate::config::plan::{MonitorWindow, Plan};
 use crate::retrain::RetrainingEvent;
 use crate::retrain::policy::{Policy, PolicyError};
+use crate::source::skip::nests_too_deeply;
 
 /// The prediction's column, in profiles and in evidence.
 pub const SCORE: &str = "score";
@@ -258,6 +259,9 @@ impl Monitor {
     /// # Errors
     /// A text that is no snapshot, or of another format; the monitor is then unchanged.
     pub fn restore(&mut self, snapshot: &[u8]) -> Result<(), MonitorError> {
+        if nests_too_deeply(snapshot) {
+            return Err(MonitorError::Snapshot { reason: "it is nested more deeply than any snapshot".into() });
+        }
         let state: State =
             sonic_rs::from_slice(snapshot).map_err(|error| MonitorError::Snapshot { reason: error.to_string() })?;
         state.check_format()?;

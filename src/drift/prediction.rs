@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
+
+use crate::source::skip::{Skip, nests_too_deeply};
 
 /// Predictions by column. Missing values are NaN.
 #[derive(Debug, Clone, Default)]
@@ -120,6 +122,9 @@ impl PredictionDecoder {
         value: &[u8],
         rows: &mut PredictionRows,
     ) -> Result<(), String> {
+        if nests_too_deeply(value) {
+            return Err("it is nested more deeply than any prediction".to_owned());
+        }
         self.row.fill(f64::NAN);
         let mut deserializer = sonic_rs::Deserializer::from_slice(value);
         let seed = Record { places: &self.places, order: &mut self.order, row: &mut self.row };
@@ -171,7 +176,7 @@ impl<'de> Visitor<'de> for Record<'_> {
                     map.next_value_seed(Features { places, order, row })?;
                     features = true;
                 }
-                Field::Other => drop(map.next_value::<IgnoredAny>()?),
+                Field::Other => map.next_value_seed(Skip)?,
             }
         }
         if !features {
@@ -266,7 +271,7 @@ impl<'de> Visitor<'de> for Features<'_> {
             }))?;
             match place {
                 Some(Some(place)) => row[place] = map.next_value::<Option<f64>>()?.unwrap_or(f64::NAN),
-                Some(None) => drop(map.next_value::<IgnoredAny>()?),
+                Some(None) => map.next_value_seed(Skip)?,
                 None => return Ok(()),
             }
             number += 1;
@@ -308,6 +313,13 @@ mod tests {
         for (column, expected) in rows.columns.iter().zip(expected) {
             assert_eq!(bits(column), bits(&expected));
         }
+    }
+
+    #[test]
+    fn a_record_of_brackets_is_refused() {
+        let deep = |field: &str| GOOD.replace(field, &format!("{field}{}", "[".repeat(100_000)));
+        let (rows, errors) = decode(&["[".repeat(100_000).as_str(), &deep(r#""score":"#), &deep(r#""entity":"#), GOOD]);
+        assert_eq!((rows.len(), errors.len()), (1, 3));
     }
 
     #[rstest]

@@ -18,6 +18,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::source::skip::nests_too_deeply;
+
 /// Least windows that a design effect is estimated from; they are shorter than asked for where there would be fewer.
 const LEAST_WINDOWS: u64 = 10;
 /// Standard deviations from which on a column's own excess of spread is more than chance.
@@ -141,6 +143,10 @@ impl Profile {
     /// # Errors
     /// Where it is no profile, or contradicts itself.
     pub fn parse(json: &[u8], origin: &str) -> Result<Self, ProfileError> {
+        if nests_too_deeply(json) {
+            let reason = "it is nested more deeply than any profile".to_owned();
+            return Err(ProfileError::Malformed { origin: origin.to_owned(), reason });
+        }
         // Not serde_json: without its slower mode it may miss the nearest double by one, and a value must share its edge's bin.
         let profile: Self = sonic_rs::from_slice(json)
             .map_err(|error| ProfileError::Malformed { origin: origin.to_owned(), reason: error.to_string() })?;

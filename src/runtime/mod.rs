@@ -3,4 +3,5 @@
 pub mod backoff;
 pub mod clock;
 pub mod failpoint;
+pub mod guard;
 pub mod shutdown;

@@ -10,12 +10,13 @@ use arrow::array::{
 };
 use arrow::datatypes::SchemaRef;
 use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
 
 use super::ScoreError;
 use super::json::{self, Names, Object, Parsed};
 use crate::broker::Records;
 use crate::config::plan::{Column, DataType, Plan};
+use crate::source::skip::Skip;
 use crate::source::{DeadLetter, dead_letter};
 use crate::window::row_columns;
 
@@ -204,7 +205,7 @@ impl<'de> Visitor<'de> for Record<'_> {
                 Field::Entity => map.next_value_seed(Object { names: self.keys, cells: keys, text })?,
                 Field::Features => map.next_value_seed(Object { names: self.features, cells: features, text })?,
                 Field::Other => {
-                    map.next_value::<IgnoredAny>()?;
+                    map.next_value_seed(Skip)?;
                 }
             }
         }

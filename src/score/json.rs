@@ -4,12 +4,16 @@ use std::fmt;
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
-use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
 
 use crate::config::plan::{Column, DataType};
+use crate::source::skip::{Skip, nests_too_deeply};
 
 /// Reads one JSON value with nothing after it.
 pub(super) fn read<'de, S: DeserializeSeed<'de>>(bytes: &'de [u8], seed: S) -> Result<S::Value, String> {
+    if nests_too_deeply(bytes) {
+        return Err("it is nested more deeply than any row".to_owned());
+    }
     let text = std::str::from_utf8(bytes).map_err(|e| format!("not UTF-8: {e}"))?;
     let mut parser = sonic_rs::Deserializer::from_str(text);
     let value = seed.deserialize(&mut parser).map_err(|e| one_line(&e))?;
@@ -94,7 +98,7 @@ impl<'de> Visitor<'de> for Object<'_> {
                     expected = position + 1;
                 }
                 None => {
-                    map.next_value::<IgnoredAny>()?;
+                    map.next_value_seed(Skip)?;
                 }
             }
         }

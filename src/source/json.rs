@@ -5,8 +5,6 @@
 //! keys wins, as in JavaScript, Python and serde_json. NaN, Infinity and -Infinity, which Python's writer emits although they
 //! are not JSON, count as null.
 //!
-//! Unused values are skipped through the depth-limited visitor, not through the parser's own skipping, which recurses as
-//! deep as the record nests and so would let one record overflow the stack.
 
 use std::fmt;
 
@@ -14,6 +12,7 @@ use serde::de::{DeserializeSeed, Deserializer as _, MapAccess, SeqAccess, Visito
 
 use super::columns::{Field, Misfit, RowBuilder};
 use super::fault::{RecordFault, excerpt, reason};
+use super::skip::Skip;
 
 /// Bytes of Confluent framing: a zero byte, and the schema's id.
 const FRAME: usize = 5;
@@ -82,6 +81,10 @@ impl JsonDecoder {
         let text = std::str::from_utf8(&value[skipped..]).map_err(|error| {
             RecordFault::malformed(format!("invalid UTF-8 at byte {}", skipped + error.valid_up_to()))
         })?;
+        // The parser would pass over a value of another kind as deep as it nests.
+        if !text.trim_start_matches([' ', '\t', '\n', '\r']).starts_with('{') {
+            return Err(no_object(text, skipped));
+        }
         if let Err(error) = self.parse(text, rows) {
             self.parse_leniently(text, rows).ok_or_else(|| syntax_fault(text, skipped, &error))?;
         }
@@ -290,62 +293,6 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
     }
 }
 
-/// Passes over a value of any kind, checking that it is JSON.
-struct Skip;
-
-impl<'de> DeserializeSeed<'de> for Skip {
-    type Value = ();
-
-    #[inline]
-    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Skip {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a value")
-    }
-
-    fn visit_unit<E>(self) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_str<E>(self, _: &str) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        while seq.next_element_seed(Skip)?.is_some() {}
-        Ok(())
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while map.next_key_seed(Skip)?.is_some() {
-            map.next_value_seed(Skip)?;
-        }
-        Ok(())
-    }
-}
-
 /// The sentence about a field that does not fit.
 pub(crate) fn misfit_text(field: &Field, misfit: &Misfit, at: Option<usize>) -> String {
     let Misfit { found, help, .. } = misfit;
@@ -361,18 +308,20 @@ pub(crate) fn misfit_text(field: &Field, misfit: &Misfit, at: Option<usize>) -> 
 }
 
 #[cold]
-fn syntax_fault(text: &str, skipped: usize, error: &sonic_rs::Error) -> RecordFault {
+fn no_object(text: &str, skipped: usize) -> RecordFault {
     let opening = text.trim_start();
     if opening.is_empty() {
         return RecordFault::malformed("the value is empty: expected a JSON object");
     }
-    if !opening.starts_with('{') {
-        return RecordFault::malformed(format!(
-            "expected a JSON object, found {} at byte {}",
-            excerpt(opening),
-            skipped + text.len() - opening.len()
-        ));
-    }
+    RecordFault::malformed(format!(
+        "expected a JSON object, found {} at byte {}",
+        excerpt(opening),
+        skipped + text.len() - opening.len()
+    ))
+}
+
+#[cold]
+fn syntax_fault(text: &str, skipped: usize, error: &sonic_rs::Error) -> RecordFault {
     // The parser's own text goes on with a drawing of the record over several lines.
     let message = error.to_string();
     let message = message.lines().next().unwrap_or_default();

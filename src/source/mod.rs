@@ -10,6 +10,7 @@ pub mod fault;
 mod json;
 mod labels;
 pub mod replay;
+pub(crate) mod skip;
 #[cfg(test)]
 #[path = "../../tests/it/source_plan.rs"]
 mod sample;

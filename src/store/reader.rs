@@ -19,6 +19,7 @@ use object_store::path::Path;
 use super::manifest::{DataFile, Manifest};
 use super::offline::{OfflineError, OfflineStore};
 use crate::broker::Offsets;
+use crate::runtime::guard::guarded;
 use crate::window::row_columns;
 
 /// One partition's newest checkpoint in numbers.
@@ -109,13 +110,15 @@ impl OfflineStore {
         columns: Option<&[String]>,
     ) -> Result<Batches<'_>, OfflineError> {
         let corrupt = |e: ArrowError| OfflineError::corrupt(path, e);
+        let damaged = |reason: String| OfflineError::corrupt(path, reason);
         let tail = self.range(path, size.saturating_sub(10)..size)?;
         let tail = tail.as_ref().try_into().map_err(|_| OfflineError::corrupt(path, "it ends early"))?;
         let footer_length = read_footer_length(tail).map_err(corrupt)? as u64;
         let end = size - 10;
         let footer = self.range(path, end.saturating_sub(footer_length)..end)?;
         let footer = root_as_footer(&footer).map_err(|e| OfflineError::corrupt(path, format!("{e:?}")))?;
-        let schema = footer.schema().map(fb_to_schema).ok_or_else(|| OfflineError::corrupt(path, "no schema"))?;
+        let schema = footer.schema().ok_or_else(|| OfflineError::corrupt(path, "no schema"))?;
+        let schema = guarded(|| fb_to_schema(schema)).map_err(damaged)?;
         let version = footer.version();
         let projection = columns.map(|columns| project(path, &schema, columns)).transpose()?;
         let mut decoder = FileDecoder::new(Arc::new(schema), version);
@@ -124,7 +127,7 @@ impl OfflineStore {
         }
         for block in footer.dictionaries().iter().flatten() {
             let data = self.block(path, block)?;
-            decoder.read_dictionary(block, &data).map_err(corrupt)?;
+            guarded(|| decoder.read_dictionary(block, &data)).map_err(damaged)?.map_err(corrupt)?;
         }
         let blocks = footer.recordBatches().iter().flatten().copied().collect();
         Ok(Batches { store: self, path: path.to_owned(), decoder, blocks })
@@ -135,7 +138,8 @@ impl OfflineStore {
         let start = u64::try_from(block.offset()).map_err(|_| bad())?;
         let metadata = u64::try_from(block.metaDataLength()).map_err(|_| bad())?;
         let body = u64::try_from(block.bodyLength()).map_err(|_| bad())?;
-        Ok(Buffer::from(self.range(path, start..start + metadata + body)?))
+        let end = start.checked_add(metadata).and_then(|end| end.checked_add(body)).ok_or_else(bad)?;
+        Ok(Buffer::from(self.range(path, start..end)?))
     }
 
     fn range(&self, path: &str, range: Range<u64>) -> Result<bytes::Bytes, OfflineError> {
@@ -168,7 +172,9 @@ impl Iterator for Batches<'_> {
         loop {
             let block = self.blocks.pop_front()?;
             let batch = self.store.block(&self.path, &block).and_then(|data| {
-                self.decoder.read_record_batch(&block, &data).map_err(|e| OfflineError::corrupt(&self.path, e))
+                guarded(|| self.decoder.read_record_batch(&block, &data))
+                    .map_err(|reason| OfflineError::corrupt(&self.path, reason))?
+                    .map_err(|e| OfflineError::corrupt(&self.path, e))
             });
             match batch.transpose() {
                 // A message without rows.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::DriftError;
 use crate::broker::{Broker, BrokerError, NextOffset, TopicPartition};
+use crate::source::skip::nests_too_deeply;
 
 /// Records looked through at the end of the topic before all of it is read.
 const NEWEST: i64 = 64;
@@ -64,9 +65,9 @@ fn newest_from(
         position = next;
     }
     let Some((offset, value)) = newest else { return Ok(None) };
-    sonic_rs::from_slice(&value).map(Some).map_err(|error| DriftError::State {
-        topic: topic.to_owned(),
-        offset,
-        reason: error.to_string(),
-    })
+    let damaged = |reason: String| DriftError::State { topic: topic.to_owned(), offset, reason };
+    if nests_too_deeply(&value) {
+        return Err(damaged("it is nested more deeply than any state".to_owned()));
+    }
+    sonic_rs::from_slice(&value).map(Some).map_err(|error| damaged(error.to_string()))
 }

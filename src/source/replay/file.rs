@@ -9,6 +9,7 @@ use arrow::error::ArrowError;
 use serde_json::{Map, Value};
 
 use super::cell::cell;
+use crate::runtime::guard::guarded;
 
 /// Longest line of a text file.
 const LONGEST_LINE: u64 = 64 << 20;
@@ -123,28 +124,31 @@ impl ReplayFile {
         })?;
         let file = File::open(path).map_err(|error| fault(error.to_string()))?;
         let columns = |batches: Batches| Rows::Columns { batches, current: None, at: 0, number: 0 };
-        let (noun, rows) = match format {
-            FileFormat::JsonLines => ("line", Rows::Lines { reader: BufReader::with_capacity(1 << 18, file), line: 0 }),
-            FileFormat::Csv => ("line", open_csv(path, file).map_err(fault)?),
+        let open = || match format {
+            FileFormat::JsonLines => {
+                Ok(("line", Rows::Lines { reader: BufReader::with_capacity(1 << 18, file), line: 0 }))
+            }
+            FileFormat::Csv => Ok(("line", open_csv(path, file)?)),
             FileFormat::Parquet => {
                 let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(file)
                     .and_then(|builder| builder.with_batch_size(BATCH).build())
-                    .map_err(|error| fault(format!("not a Parquet file: {error}")))?;
-                ("row", columns(Box::new(reader)))
+                    .map_err(|error| format!("not a Parquet file: {error}"))?;
+                Ok(("row", columns(Box::new(reader))))
             }
             FileFormat::Avro => {
                 let reader = arrow_avro::reader::ReaderBuilder::new()
                     .with_batch_size(BATCH)
                     .build(BufReader::with_capacity(1 << 18, file))
-                    .map_err(|error| fault(format!("not an Avro container file: {error}")))?;
-                ("row", columns(Box::new(reader)))
+                    .map_err(|error| format!("not an Avro container file: {error}"))?;
+                Ok(("row", columns(Box::new(reader))))
             }
             FileFormat::Arrow => {
                 let reader = arrow::ipc::reader::FileReader::try_new(BufReader::new(file), None)
-                    .map_err(|error| fault(format!("not an Arrow IPC file: {error}")))?;
-                ("row", columns(Box::new(reader)))
+                    .map_err(|error| format!("not an Arrow IPC file: {error}"))?;
+                Ok(("row", columns(Box::new(reader))))
             }
         };
+        let (noun, rows) = guarded(open).unwrap_or_else(Err).map_err(fault)?;
         Ok(Self { path: path.to_owned(), rows, noun, failed: false })
     }
 
@@ -233,15 +237,16 @@ impl ReplayFile {
                         Err(reason) => self.bad(number, reason),
                     }));
                 }
-                match batches.next() {
+                let next = guarded(|| batches.next()).map(|next| next.map(|read| read.map_err(|e| e.to_string())));
+                match next.unwrap_or_else(|reason| Some(Err(reason))) {
                     None => return Ok(None),
                     Some(Ok(batch)) => {
                         *current = Some(batch);
                         *at = 0;
                     }
-                    Some(Err(error)) => {
+                    Some(Err(reason)) => {
                         let after = *number;
-                        return Err(self.fault(format!("broken after row {after}: {error}")));
+                        return Err(self.fault(format!("broken after row {after}: {reason}")));
                     }
                 }
             },
