@@ -61,6 +61,7 @@ impl Plan {
             let format = match source.format {
                 Format::Json => "JSON",
                 Format::Avro { .. } => "Avro",
+                Format::Protobuf { .. } => "Protobuf",
             };
             let fields: Vec<&str> = source.fields.iter().map(|field| &*field.name).collect();
             let _ = writeln!(out, "  {}: topic {}, {format}; uses {}", source.name, source.topic, fields.join(", "));

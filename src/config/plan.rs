@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use super::function::Function;
+use crate::source::protobuf::Message;
 
 /// A whole pipeline, ready to run.
 #[derive(Debug, Clone)]
@@ -200,6 +201,11 @@ pub enum Format {
     Avro {
         /// The reader's schema, as JSON text.
         schema: String,
+    },
+    /// Protobuf, with or without Confluent framing (told apart record by record).
+    Protobuf {
+        /// The message that each record is, from a descriptor set.
+        message: Arc<Message>,
     },
 }
 

@@ -1,18 +1,22 @@
-//! The fields of an Avro schema file, as columns.
+//! The fields of a schema file, as columns: Avro, for records in JSON a JSON Schema too, and descriptor sets of Protobuf.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::faults::Fault;
-use super::plan::Column;
+use super::plan::{Column, DataType, Format};
+use super::spec::FormatSpec;
 use crate::source::avro::AvroSchema;
+use crate::source::json_schema::JsonSchema;
+use crate::source::protobuf::Message;
 
 /// What a schema file says about the records.
 #[derive(Debug, Clone)]
 pub(super) struct SchemaFile {
-    /// The schema, as JSON text.
-    pub(super) text: String,
+    /// How to read the records.
+    pub(super) format: Format,
     /// The fields that can be columns, in the schema's order.
     pub(super) columns: Vec<Column>,
     /// The other fields, and why they cannot.
@@ -29,12 +33,18 @@ pub(super) enum SchemaFileError {
 }
 
 impl SchemaFile {
-    /// Reads a file; `shown` is its name in messages.
-    pub(super) fn read(path: &Path, shown: &str) -> Result<Self, SchemaFileError> {
-        let text = std::fs::read_to_string(path).map_err(|error| {
-            let help = "the path is relative to the folder of pipeline.toml";
-            SchemaFileError::Here(format!("schema file {shown} cannot be read: {error}"), Some(help.into()))
-        })?;
+    /// Reads a descriptor set, in which `message` is that of the records; `shown` is its name in messages.
+    pub(super) fn read_protobuf(path: &Path, shown: &str, message: &str) -> Result<Self, SchemaFileError> {
+        let set = std::fs::read(path).map_err(|error| unreadable(shown, &error))?;
+        let message = Message::find(&set, message)
+            .map_err(|error| SchemaFileError::Here(format!("schema file {shown}: {error}"), None))?;
+        let (columns, unusable) = (columns(message.fields()), message.unusable().to_vec());
+        Ok(Self { format: Format::Protobuf { message: Arc::new(message) }, columns, unusable })
+    }
+
+    /// Reads a file that describes records in JSON or Avro; `shown` is its name in messages.
+    pub(super) fn read(path: &Path, shown: &str, format: FormatSpec) -> Result<Self, SchemaFileError> {
+        let text = std::fs::read_to_string(path).map_err(|error| unreadable(shown, &error))?;
         if let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(&text) {
             let line_start: usize = text.split_inclusive('\n').take(error.line().saturating_sub(1)).map(str::len).sum();
             let at = line_start + error.column().saturating_sub(1);
@@ -48,20 +58,32 @@ impl SchemaFile {
                 None,
             )));
         }
-        Self::parse(text).map_err(|message| {
+        let parsed = match format {
+            FormatSpec::Json if serde_json::from_str(&text).is_ok_and(|document| JsonSchema::is_one(&document)) => {
+                Self::parse_json_schema(&text)
+            }
+            _ => Self::parse(&text, format),
+        };
+        parsed.map_err(|message| {
             let at = 0..0;
             SchemaFileError::There(Fault { source: String::new(), ..Fault::at(shown, "", at, message, None) })
         })
     }
 
-    fn parse(text: String) -> Result<Self, String> {
-        let schema = AvroSchema::parse(&text).map_err(|error| error.to_string())?;
+    fn parse_json_schema(text: &str) -> Result<Self, String> {
+        let schema = JsonSchema::parse(text).map_err(|error| error.to_string())?;
+        let (columns, unusable) = (columns(schema.fields()), schema.unusable().to_vec());
+        Ok(Self { format: Format::Json, columns, unusable })
+    }
+
+    fn parse(text: &str, format: FormatSpec) -> Result<Self, String> {
+        let schema = AvroSchema::parse(text).map_err(|error| error.to_string())?;
         let columns: Vec<Column> = schema
             .fields()
             .into_iter()
             .map(|field| Column { name: field.name.into(), data_type: field.data_type })
             .collect();
-        let json: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+        let json: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
         let Some(fields) = json.get("fields").and_then(Value::as_array) else {
             return Err("the schema is not a record: its fields are the source's columns".into());
         };
@@ -71,8 +93,21 @@ impl SchemaFile {
             .filter(|(name, _)| !columns.iter().any(|c| *c.name == **name))
             .map(|(name, kind)| (name.to_owned(), format!("is {}, which cannot be a column", describe(kind))))
             .collect();
-        Ok(Self { text, columns, unusable })
+        let format = match format {
+            FormatSpec::Avro => Format::Avro { schema: text.to_owned() },
+            _ => Format::Json,
+        };
+        Ok(Self { format, columns, unusable })
     }
+}
+
+fn columns(fields: &[(String, DataType)]) -> Vec<Column> {
+    fields.iter().map(|(name, of)| Column { name: name.as_str().into(), data_type: *of }).collect()
+}
+
+fn unreadable(shown: &str, error: &std::io::Error) -> SchemaFileError {
+    let help = "the path is relative to the folder of pipeline.toml";
+    SchemaFileError::Here(format!("schema file {shown} cannot be read: {error}"), Some(help.into()))
 }
 
 /// What a field without a column is, in words.

@@ -165,6 +165,8 @@ pub enum FormatSpec {
     Avro,
     /// One JSON object a record.
     Json,
+    /// Protobuf, with or without Confluent framing.
+    Protobuf,
 }
 
 /// A topic with events.
@@ -175,9 +177,13 @@ pub struct SourceSpec {
     pub topic: String,
     /// How the records are written.
     pub format: FormatSpec,
-    /// Avro schema file (`.avsc`), from the pipeline's folder. Needed for Avro; for JSON it can stand for `fields`.
+    /// Schema file, from the pipeline's folder: Avro (`.avsc`), JSON Schema, or a descriptor set of `protoc`. For JSON it
+    /// can stand for `fields`; the other formats need it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema: Option<String>,
+    /// Full name of the Protobuf message that each record is: `shop.Order`. Needed for Protobuf.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
     /// Fields of JSON records and their types: `{ amount = "float64" }`.
     #[serde(default)]
     pub fields: IndexMap<String, DataType>,
@@ -354,9 +360,12 @@ pub struct LabelsSpec {
     pub topic: String,
     /// How the records are written.
     pub format: FormatSpec,
-    /// Avro schema file (`.avsc`), from the pipeline's folder. Needed for Avro.
+    /// Schema file, as for sources. JSON does without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema: Option<String>,
+    /// Full name of the Protobuf message that each record is. Needed for Protobuf.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
     /// Field of each of the entity's join keys, where it has another name.
     #[serde(default)]
     pub key: IndexMap<String, String>,

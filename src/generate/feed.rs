@@ -81,6 +81,10 @@ impl Feed {
             };
             let avro = match format {
                 Format::Json => None,
+                Format::Protobuf { .. } => {
+                    let reason = "made-up events are JSON or Avro, not Protobuf".to_owned();
+                    return Err(FeedError::Schema { source_name: source, reason });
+                }
                 Format::Avro { schema } => {
                     let parsed = AvroSchema::parse(schema)
                         .map_err(|e| FeedError::Schema { source_name: source, reason: e.to_string() })?;

@@ -14,6 +14,7 @@ use super::event_time::{is_plausible, likely_unit, to_iso};
 use super::expression::{Expression, RowFailure};
 use super::fault::{RecordFault, reason};
 use super::json::JsonDecoder;
+use super::protobuf::ProtobufDecoder;
 use super::{DeadLetter, Decoded, SourceBatch};
 use crate::broker::{BrokerError, Records, SchemaRegistry};
 use crate::config::plan::{Column, DataType, Format, SourcePlan, TimeUnit};
@@ -230,6 +231,7 @@ pub(super) struct RecordDecoder {
 enum FormatDecoder {
     Json(JsonDecoder),
     Avro(Box<AvroDecoder>),
+    Protobuf(ProtobufDecoder),
 }
 
 impl RecordDecoder {
@@ -251,16 +253,22 @@ impl RecordDecoder {
         let keys = keys.iter().map(index).collect::<Result<_, _>>()?;
         let time = index(time)?;
         let rows = RowBuilder::new(fields.clone());
-        let format = match format {
-            Format::Json => FormatDecoder::Json(JsonDecoder::new(&fields)),
-            Format::Avro { schema } => {
-                let schema =
-                    AvroSchema::parse(schema).map_err(|error| SourceError::Schema { topic: topic.clone(), error })?;
-                let decoder = AvroDecoder::new(schema, fields, registry)
-                    .map_err(|(field, reason)| SourceError::Field { topic: topic.clone(), field, reason })?;
-                FormatDecoder::Avro(Box::new(decoder))
-            }
-        };
+        let format =
+            match format {
+                Format::Json => FormatDecoder::Json(JsonDecoder::new(&fields)),
+                Format::Avro { schema } => {
+                    let schema = AvroSchema::parse(schema)
+                        .map_err(|error| SourceError::Schema { topic: topic.clone(), error })?;
+                    let decoder = AvroDecoder::new(schema, fields, registry)
+                        .map_err(|(field, reason)| SourceError::Field { topic: topic.clone(), field, reason })?;
+                    FormatDecoder::Avro(Box::new(decoder))
+                }
+                Format::Protobuf { message } => {
+                    let decoder = ProtobufDecoder::new(message, fields)
+                        .map_err(|(field, reason)| SourceError::Field { topic: topic.clone(), field, reason })?;
+                    FormatDecoder::Protobuf(decoder)
+                }
+            };
         Ok(Self { format, rows, keys, time, unit })
     }
 
@@ -274,6 +282,7 @@ impl RecordDecoder {
         match &mut self.format {
             FormatDecoder::Json(decoder) => decoder.decode(value, &mut self.rows)?,
             FormatDecoder::Avro(decoder) => decoder.decode(value, &mut self.rows)?,
+            FormatDecoder::Protobuf(decoder) => decoder.decode(value, &mut self.rows)?,
         }
         let columns = self.rows.columns();
         for &key in &self.keys {

@@ -8,7 +8,9 @@ pub mod event_time;
 pub mod expression;
 pub mod fault;
 mod json;
+pub mod json_schema;
 mod labels;
+pub mod protobuf;
 pub mod replay;
 pub(crate) mod skip;
 #[cfg(test)]

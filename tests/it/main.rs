@@ -11,6 +11,7 @@ mod drift;
 mod faults;
 mod models;
 mod process;
+mod protobuf;
 mod registry;
 mod scoring_plan;
 mod servers;

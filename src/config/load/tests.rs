@@ -268,7 +268,7 @@ fn the_definition_changes_with_what_decides_values_and_with_nothing_else() {
 #[case("rows = 2000", "rows = 0", &["54:19 `monitor.window.rows` has to be at least 100 (After this many predictions)"])]
 #[case("functions = [\"sum\", \"max\"]", "functions = [\"total\", \"max\"]", &["28:14 `total` is not one of the words that `features.spend.functions` takes (did you mean `sum`?)"])]
 #[case("functions = [\"sum\", \"max\"]", "functions = \"sum\"", &["28:13 `features.spend.functions` takes an array, but this is a string (What to compute)"])]
-#[case("format = \"avro\"", "format = \"protobuf\"", &["11:10 `protobuf` is not one of the words that `sources.purchases.format` takes (one of: avro, json)"])]
+#[case("format = \"avro\"", "format = \"xml\"", &["11:10 `xml` is not one of the words that `sources.purchases.format` takes (one of: avro, json, protobuf)"])]
 #[case("[broker]", "[broker]\nproperties = { security.protocol = \"SSL\" }", &["4:16 `broker.properties.security` takes a string, but this is a table (a key with dots needs quotes: \"security.protocol\")"])]
 #[case("[broker]", "[broker]\nproperties = { \"group.id\" = \"mine\" }", &["4:16 Kafka property `group.id` cannot be set (driftline sets it, to keep its guarantees)"])]
 #[case("${KAFKA_BROKERS:-}", "${KAFKA_BROKERS}", &["4:12 environment variable KAFKA_BROKERS is not set (set it, or give a default: ${KAFKA_BROKERS:-…})"])]

@@ -142,7 +142,8 @@ fn draft<'d>(
         let help = names::suggestion(named, "entities", [entity.name.as_str()]);
         faults.report(&site.get("entity").value(), format!("unknown entity `{named}`"), help);
     }
-    let record = record(spec.format, spec.schema.as_deref(), Some(&spec.fields), &site, folders, faults);
+    let file = (spec.schema.as_deref(), spec.message.as_deref());
+    let record = record(spec.format, file, Some(&spec.fields), &site, folders, faults);
     let key_fields = key_fields(&spec.key, entity, &record, name, &site, faults);
     let (event_time, event_time_unit) = instant(&spec.event_time, &record, name, &site.get("event_time"), faults);
 
@@ -211,7 +212,7 @@ pub(super) fn labels(
         FormatSpec::Json if labels.schema.is_none() => {
             Record { format: Format::Json, fields: None, unusable: Vec::new() }
         }
-        format => record(format, labels.schema.as_deref(), None, &site, folders, faults),
+        format => record(format, (labels.schema.as_deref(), labels.message.as_deref()), None, &site, folders, faults),
     };
     let key_fields = key_fields(&labels.key, entity, &record, "labels", &site, faults);
     let as_of = instant(&labels.as_of, &record, "labels", &site.get("as_of"), faults);
@@ -247,21 +248,33 @@ pub(super) fn labels(
     })
 }
 
-/// Format and fields, from the schema file or the fields of the pipeline.
+/// Format and fields, from the schema file (and the message in it) or the fields of the pipeline.
 fn record(
     format: FormatSpec,
-    schema: Option<&str>,
+    (schema, message): (Option<&str>, Option<&str>),
     fields: Option<&IndexMap<String, DataType>>,
     site: &Site<'_>,
     folders: &Folders<'_>,
     faults: &mut Collector,
 ) -> Record {
     let written = fields.filter(|fields| !fields.is_empty());
-    let format_plan = |schema: String| match format {
-        FormatSpec::Avro => Format::Avro { schema },
+    let empty = match format {
+        FormatSpec::Avro => Format::Avro { schema: String::new() },
         FormatSpec::Json => Format::Json,
+        FormatSpec::Protobuf => Format::Protobuf { message: Arc::default() },
     };
-    let unknown = Record { format: format_plan(String::new()), fields: None, unusable: Vec::new() };
+    let unknown = Record { format: empty, fields: None, unusable: Vec::new() };
+    match (format, message) {
+        (FormatSpec::Protobuf, None) if !site.get("message").has_fault() => {
+            let help = "the full name of the records' message: message = \"shop.Order\"";
+            faults.report(&site.key(), "a Protobuf topic needs `message`", Some(help.into()));
+        }
+        (FormatSpec::Json | FormatSpec::Avro, Some(_)) => {
+            let help = "leave it out, or set format = \"protobuf\"";
+            faults.report(&site.get("message").key(), "only Protobuf has messages", Some(help.into()));
+        }
+        _ => {}
+    }
     let Some(schema) = schema else {
         return match (format, written) {
             (FormatSpec::Json, Some(written)) => {
@@ -281,6 +294,12 @@ fn record(
                 faults.report(&site.key(), "an Avro topic needs `schema`", Some(help.into()));
                 unknown
             }
+            (FormatSpec::Protobuf, _) => {
+                let help =
+                    "name a descriptor set: protoc --include_imports --descriptor_set_out=order.binpb order.proto";
+                faults.report(&site.key(), "a Protobuf topic needs `schema`", Some(help.into()));
+                unknown
+            }
         };
     };
     if written.is_some() {
@@ -291,9 +310,14 @@ fn record(
     if schema_site.has_fault() {
         return unknown;
     }
-    let shown = folders.shown.join(schema);
-    match SchemaFile::read(&folders.pipeline.join(schema), &shown.display().to_string()) {
-        Ok(file) => Record { format: format_plan(file.text), fields: Some(file.columns), unusable: file.unusable },
+    let (path, shown) = (folders.pipeline.join(schema), folders.shown.join(schema).display().to_string());
+    let read = match (format, message) {
+        (FormatSpec::Protobuf, None) => return unknown,
+        (FormatSpec::Protobuf, Some(message)) => SchemaFile::read_protobuf(&path, &shown, message),
+        _ => SchemaFile::read(&path, &shown, format),
+    };
+    match read {
+        Ok(file) => Record { format: file.format, fields: Some(file.columns), unusable: file.unusable },
         Err(SchemaFileError::Here(message, help)) => {
             faults.report(&schema_site.value(), message, help);
             unknown
@@ -390,7 +414,8 @@ fn instant(
         Some(fields) => find(fields, &record.unusable, &name, of, &field_site, faults),
         None => None,
     };
-    let is_avro = matches!(record.format, Format::Avro { .. });
+    // Their schemas have types for instants.
+    let has_instants = matches!(record.format, Format::Avro { .. } | Format::Protobuf { .. });
     let data_type = found.map(|field| field.data_type);
     let unit = match (data_type, spec.unit) {
         (Some(DataType::Boolean), _) => {
@@ -408,10 +433,10 @@ fn instant(
             spec.unit
         }
         (Some(DataType::String), None) => Some(TimeUnit::Iso),
-        (Some(DataType::Timestamp), None) if is_avro => Some(TimeUnit::Ms),
+        (Some(DataType::Timestamp), None) if has_instants => Some(TimeUnit::Ms),
         (Some(DataType::Int64 | DataType::Float64 | DataType::Timestamp) | None, None) => {
             // Nothing is known of the fields of a schema that could not be read, and labels in JSON have no schema.
-            if data_type.is_some() || !is_avro {
+            if data_type.is_some() || !has_instants {
                 let help = "one of s, ms, us, ns since 1970, or iso";
                 faults.report(&site.key(), format!("the unit of `{name}` is missing"), Some(help.into()));
             }

@@ -84,6 +84,7 @@ impl Converter {
         let mut known = Vec::new();
         let encoder = match &plan.format {
             Format::Json => Encoder::Json,
+            Format::Protobuf { .. } => return Err(ConvertError::Protobuf { topic: plan.topic.clone() }),
             Format::Avro { schema: text } => {
                 let schema = AvroSchema::parse(text)
                     .map_err(|error| ConvertError::Plan(SourceError::Schema { topic: plan.topic.clone(), error }))?;
@@ -251,6 +252,14 @@ pub enum ConvertError {
     /// The registry does not answer or refuses.
     #[error(transparent)]
     Registry(#[from] crate::broker::BrokerError),
+    /// There is no encoder of that format.
+    #[error(
+        "topic '{topic}': a file's rows are written as JSON or Avro; records in Protobuf have to come from their producer"
+    )]
+    Protobuf {
+        /// Topic of the records.
+        topic: Arc<str>,
+    },
     /// A mapping to nowhere.
     #[error("the source has no field '{field}' that a column could be mapped to; it has {known}")]
     Map {

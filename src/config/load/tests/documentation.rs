@@ -153,6 +153,8 @@ impl Trial {
             "broker.properties.<property>" => "broker.properties.\"security.protocol\"",
             // The other group has tiles.
             "features.<group>.exact" => "features.login.exact",
+            // Only Protobuf has messages, and needs one.
+            "sources.<source>.message" | "labels.message" => return self.protobuf(key, value),
             key => key,
         };
         let key = [
@@ -183,6 +185,14 @@ impl Trial {
         let mut set: Vec<_> = set.iter().map(|(name, value)| (name.as_str(), *value)).collect();
         set.push((&key, value));
         lines(self.0.load(&[], &set))
+    }
+
+    /// Faults besides those of the other records' schemas, which are none of Protobuf.
+    fn protobuf(&self, key: &str, value: &str) -> Vec<String> {
+        let key = key.replace("<source>", "purchases");
+        let format = key.replace("message", "format");
+        let faults = lines(self.0.load(&[], &[(&key, value), (&format, "protobuf")]));
+        faults.into_iter().filter(|fault| fault.contains("message`")).collect()
     }
 }
 
