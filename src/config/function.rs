@@ -36,12 +36,14 @@ pub enum Function {
     Ratio,
     /// Number of distinct values.
     Distinct,
+    /// The most frequent value (1), the next one (2), and so on to the fifth.
+    Top(u8),
     /// The quantile of this many per mille, 1 to 999: `p50` is 500, `p99_9` is 999.
     Quantile(u16),
 }
 
 /// All functions with a name of their own, in the order of the documentation.
-const NAMED: [(&str, Function); 14] = [
+const NAMED: [(&str, Function); 19] = [
     ("count", Function::Count),
     ("sum", Function::Sum),
     ("mean", Function::Mean),
@@ -56,6 +58,11 @@ const NAMED: [(&str, Function); 14] = [
     ("slope", Function::Slope),
     ("ratio", Function::Ratio),
     ("distinct", Function::Distinct),
+    ("mode", Function::Top(1)),
+    ("top_2", Function::Top(2)),
+    ("top_3", Function::Top(3)),
+    ("top_4", Function::Top(4)),
+    ("top_5", Function::Top(5)),
 ];
 
 impl Function {
@@ -71,7 +78,7 @@ impl Function {
                 Some(Float64)
             }
             (Self::Min | Self::Max, Some(of @ (Int64 | Float64 | Timestamp))) => Some(of),
-            (Self::First | Self::Last, Some(of)) => Some(of),
+            (Self::First | Self::Last | Self::Top(1..=5), Some(of)) => Some(of),
             (Self::Ratio, Some(Boolean)) => Some(Float64),
             _ => None,
         }

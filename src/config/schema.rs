@@ -299,6 +299,7 @@ fn synonym(word: &str) -> Option<&'static str> {
         "share" | "fraction" => "ratio",
         "nunique" | "uniq" | "unique" | "count_distinct" | "approx_distinct" | "cardinality" => "distinct",
         "median" => "p50",
+        "most_frequent" | "top" | "top_1" | "top_k" => "mode",
         "recency" | "since_last" => "seconds_since_last",
         "int" | "integer" | "long" | "int32" | "bigint" => "int64",
         "float" | "double" | "number" | "float32" => "float64",

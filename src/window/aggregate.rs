@@ -19,6 +19,7 @@
 //! | decayed | 3 or 5 | see `decay` |
 //! | distinct | 257 | see `distinct` |
 //! | quantiles | 257 | see `quantile` |
+//! | frequent | 513 | see `frequent` |
 //!
 //! Lanes of the same events are the same whatever the order in which they were added, except for the last bits of
 //! double-doubles (see `double_double`). Of events of the same time the one added last is the newest and the one added first
@@ -27,6 +28,7 @@
 
 mod decay;
 pub(super) mod distinct;
+mod frequent;
 mod parts;
 mod quantile;
 mod trend;
@@ -146,7 +148,9 @@ impl Lanes {
         let series = &self.series[series];
         let last = series.parts.last.then(|| series.start + series.common - 1);
         let first = series.parts.first.then(|| series.start + series.common + 1);
-        last.into_iter().chain(first)
+        let frequent = series.start + series.frequent();
+        let values = frequent::value_words().map(move |word| frequent + word);
+        last.into_iter().chain(first).chain(values.filter(|_| series.parts.frequent))
     }
 
     /// Makes `lanes` the empty set.
@@ -294,7 +298,7 @@ impl Series {
     #[inline(never)]
     fn add_rest<const LATER: bool>(&self, lanes: &mut [u64], row: &[u64]) {
         let (time, value) = (row[0] as i64, row[self.value]);
-        let Parts { oldest, first, trues, trend, distinct, quantiles, decayed, .. } = self.parts;
+        let Parts { oldest, first, trues, trend, distinct, quantiles, frequent, decayed, .. } = self.parts;
         if decayed {
             return decay::add(self.half_life, lanes, time, [1.0, self.float(value)]);
         }
@@ -318,17 +322,15 @@ impl Series {
             at += trend::names(self.kind).len();
         }
         if distinct {
-            let hash = match (self.hash, self.kind) {
-                (Some(hash), _) => row[hash],
-                // Adding 0 makes +0 of −0, which is the same number.
-                (None, ValueKind::Float) => distinct::hash_word((f64::from_bits(value) + 0.0).to_bits()),
-                (None, _) => distinct::hash_word(value),
-            };
-            distinct::add(&mut lanes[at..], hash);
+            distinct::add(&mut lanes[at..], self.hash(row));
             at += distinct::WORDS;
         }
         if quantiles {
             quantile::add(&mut lanes[at..], self.float(value));
+            at += quantile::WORDS;
+        }
+        if frequent {
+            frequent::add(&mut lanes[at..], self.hash(row), self.same(value), time);
         }
     }
 
@@ -381,7 +383,7 @@ impl Series {
 
     #[inline(never)]
     fn unite_rest(&self, lanes: &mut [u64], other: &[u64]) {
-        let Parts { oldest, first, trues, trend, distinct, quantiles, decayed, .. } = self.parts;
+        let Parts { oldest, first, trues, trend, distinct, quantiles, frequent, decayed, .. } = self.parts;
         if decayed {
             return decay::unite(lanes, other);
         }
@@ -407,6 +409,10 @@ impl Series {
         }
         if quantiles {
             quantile::unite(&mut lanes[at..], &other[at..]);
+            at += quantile::WORDS;
+        }
+        if frequent {
+            frequent::unite(&mut lanes[at..], &other[at..]);
         }
     }
 
@@ -456,6 +462,7 @@ impl Series {
                     trend::slope(self.kind, count, sum, &lanes[self.trend()..]).and_then(finite)
                 }
                 Function::Distinct => Some(distinct::count(&lanes[self.distinct()..])),
+                Function::Top(rank) => frequent::ranked(&lanes[self.frequent()..], *rank),
                 Function::Quantile(per_mille) => {
                     quantile::quantile(&lanes[self.quantiles()..], *per_mille).map(f64::to_bits)
                 }
@@ -493,6 +500,21 @@ impl Series {
     /// The first lane of quantiles, or where it would be.
     fn quantiles(&self) -> usize {
         self.distinct() + if self.parts.distinct { distinct::WORDS } else { 0 }
+    }
+
+    /// The first lane of frequent values, or where it would be.
+    fn frequent(&self) -> usize {
+        self.quantiles() + if self.parts.quantiles { quantile::WORDS } else { 0 }
+    }
+
+    /// The word that stands for all values equal to this one: +0 for −0, which adding 0 does.
+    fn same(&self, value: u64) -> u64 {
+        if self.kind == ValueKind::Float { (f64::from_bits(value) + 0.0).to_bits() } else { value }
+    }
+
+    /// The hash of a row's value.
+    fn hash(&self, row: &[u64]) -> u64 {
+        self.hash.map_or_else(|| distinct::hash_word(self.same(row[self.value])), |hash| row[hash])
     }
 
     /// A value as a float.

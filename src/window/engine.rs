@@ -344,13 +344,14 @@ fn find_values(
             values.len() - 1
         })
     };
-    let asks = |function: Function| group.features.iter().any(|(asked, ..)| *asked == function);
-    if of.data_type != DataType::String || !asks(Function::Distinct) {
+    let asks = |asked: fn(Function) -> bool| group.features.iter().any(|(function, ..)| asked(*function));
+    let compares = |function| matches!(function, Function::Distinct | Function::Top(_));
+    if of.data_type != DataType::String || !asks(compares) {
         return Ok((Some(place(Value { column, hashed: false })), None));
     }
     let hash = place(Value { column, hashed: true });
     // Texts are not kept where nothing gives them back: of what is worth counting there may be many.
-    let given_back = asks(Function::First) || asks(Function::Last);
+    let given_back = asks(|function| matches!(function, Function::First | Function::Last | Function::Top(_)));
     let value = if given_back { place(Value { column, hashed: false }) } else { hash };
     Ok((Some(value), Some(hash)))
 }

@@ -30,7 +30,7 @@ const RANK_BITS: u32 = 64 - INDEX_BITS;
 
 /// The hash of a 64-bit value. Different values have different hashes: the finaliser of MurmurHash3 can be undone.
 #[inline]
-pub(super) fn hash_word(value: u64) -> u64 {
+pub(in crate::window) fn hash_word(value: u64) -> u64 {
     let mut hash = value ^ 0x9e37_79b9_7f4a_7c15;
     hash = (hash ^ hash >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
     hash = (hash ^ hash >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53);

@@ -1,6 +1,6 @@
 //! Which lanes a series has, by what its functions read.
 
-use super::{ValueKind, decay, distinct, quantile, trend};
+use super::{ValueKind, decay, distinct, frequent, quantile, trend};
 use crate::config::plan::Function;
 
 /// Which lanes a series has.
@@ -19,6 +19,7 @@ pub(in crate::window) struct Parts {
     pub trend: bool,
     pub distinct: bool,
     pub quantiles: bool,
+    pub frequent: bool,
     pub decayed: bool,
 }
 
@@ -41,6 +42,7 @@ impl Parts {
             Function::Ratio => (self.count, self.trues) = (true, true),
             Function::Distinct => self.distinct = true,
             Function::Quantile(_) => self.quantiles = true,
+            Function::Top(_) => self.frequent = true,
         }
     }
 
@@ -60,7 +62,11 @@ impl Parts {
             (self.trend, trend::names(kind)),
             (self.decayed, decay::names(kind)),
         ];
-        let large = [(self.distinct, ("distinct", distinct::WORDS)), (self.quantiles, ("quantiles", quantile::WORDS))];
+        let large = [
+            (self.distinct, ("distinct", distinct::WORDS)),
+            (self.quantiles, ("quantiles", quantile::WORDS)),
+            (self.frequent, ("frequent", frequent::WORDS)),
+        ];
         let single = parts.into_iter().filter(|(kept, _)| *kept).flat_map(|(_, names)| names).map(|name| (*name, 1));
         single.chain(large.into_iter().filter(|(kept, _)| *kept).map(|(_, part)| part))
     }

@@ -84,16 +84,17 @@ fn window(length_ms: i64, tile_ms: i64) -> WindowPlan {
 
 fn functions_of(of: Option<DataType>) -> Vec<Function> {
     use Function::{
-        Count, Distinct, First, Last, Max, Mean, Min, Quantile, Rate, Ratio, SecondsSinceLast, Slope, Std, Sum, Var,
+        Count, Distinct, First, Last, Max, Mean, Min, Quantile, Rate, Ratio, SecondsSinceLast, Slope, Std, Sum, Top,
+        Var,
     };
     let numbers = [Count, Sum, Mean, Min, Max, Var, Std, First, Last, SecondsSinceLast, Rate, Slope, Distinct];
-    let quantiles = [1, 500, 950].map(Quantile);
+    let more = [Quantile(1), Quantile(500), Quantile(950), Top(1), Top(3)];
     match of {
         None => vec![Count, SecondsSinceLast, Rate],
-        Some(DataType::Int64 | DataType::Float64) => [&numbers[..], &quantiles].concat(),
-        Some(DataType::Timestamp) => vec![Count, Min, Max, First, Last, Distinct],
-        Some(DataType::Boolean) => vec![Count, First, Last, Ratio, Distinct],
-        Some(DataType::String) => vec![Count, First, Last, Distinct],
+        Some(DataType::Int64 | DataType::Float64) => [&numbers[..], &more].concat(),
+        Some(DataType::Timestamp) => vec![Count, Min, Max, First, Last, Distinct, Top(1)],
+        Some(DataType::Boolean) => vec![Count, First, Last, Ratio, Distinct, Top(1), Top(2)],
+        Some(DataType::String) => vec![Count, First, Last, Distinct, Top(1), Top(2)],
     }
 }
 

@@ -1,9 +1,11 @@
 //! The meaning of features, computed the slow way: all events are kept, and each value is computed from its definition.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
 
 use super::{Cell, Event, Row};
 use crate::config::plan::{DataType, Function, GroupPlan, Plan};
+use crate::window::aggregate::distinct::{hash_text, hash_word};
 
 /// An applied event: source, offset, event.
 pub(super) type Entry = (usize, i64, Event);
@@ -194,6 +196,24 @@ pub(super) fn value(group: &GroupPlan, function: Function, time: i64, length: Op
         Function::Distinct => {
             let distinct: HashSet<String> = events.iter().map(|event| format!("{:?}", own(event))).collect();
             Cell::Int(distinct.len() as i64)
+        }
+        Function::Top(rank) => {
+            let mut seen: Vec<(Cell, usize, i64)> = Vec::new();
+            for event in events {
+                match seen.iter_mut().find(|(value, ..)| *value == own(event)) {
+                    Some((_, count, newest)) => (*count, *newest) = (*count + 1, event.time.max(*newest)),
+                    None => seen.push((own(event), 1, event.time)),
+                }
+            }
+            let hash = |value: &Cell| match value {
+                Cell::Int(value) => hash_word(*value as u64),
+                Cell::Float(bits) => hash_word(*bits),
+                Cell::Text(text) => hash_text(text),
+                Cell::Null => panic!("nulls are not counted"),
+            };
+            seen.sort_by_key(|(value, count, newest)| (Reverse((*count, *newest)), hash(value)));
+            let found = seen.get(usize::from(rank) - 1).filter(|_| seen.len() <= 128);
+            found.map_or(Cell::Null, |(value, ..)| value.clone())
         }
         _ if events.is_empty() => Cell::Null,
         Function::Quantile(per_mille) => Cell::float(quantile(floats, per_mille)),
