@@ -17,8 +17,9 @@
 //! empty. What its words mean is in `driftline.windows`.
 //!
 //! What the words of rows and lanes mean is in the schema's metadata (`driftline.layout`, one line a source) and explained
-//! in `aggregate.rs`. A text is its place in `texts`, counted from 1; 0 is none. Metadata besides: `driftline.format`,
-//! `driftline.definition`, `driftline.partition`, and `driftline.task`, the clock and the positions as JSON.
+//! in `aggregate.rs`. A text is its place in `texts`, counted from 1; 0 is none; `name#` is the hash of a text. Metadata
+//! besides: `driftline.format`, `driftline.definition`, `driftline.partition`, and `driftline.task`, the clock and the
+//! positions as JSON.
 
 use std::collections::HashMap;
 use std::sync::Arc;
