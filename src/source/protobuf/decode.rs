@@ -448,7 +448,9 @@ impl<'a> Reader<'a> {
             VARINT => drop(self.varint()?),
             EIGHT => drop(self.array::<8>()?),
             FOUR => drop(self.array::<4>()?),
-            LENGTH => drop(self.inside()?),
+            LENGTH => {
+                self.inside()?;
+            }
             START if depth == DEEPEST => return Err(self.broken("groups are nested more than 100 deep")),
             START => loop {
                 match self.tag()? {

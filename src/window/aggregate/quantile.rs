@@ -236,7 +236,8 @@ impl Buckets {
         loop {
             let next = match (left.peek(), right.peek()) {
                 (Some(&a), Some(&b)) if key_at(a) == key_at(b) => {
-                    (left.next(), right.next());
+                    left.next();
+                    right.next();
                     Some(a + count_at(b))
                 }
                 (Some(a), Some(b)) if key_at(*a) > key_at(*b) => right.next(),
