@@ -101,6 +101,7 @@ fn plan(groups: Vec<GroupPlan>, out_of_order: Duration) -> Plan {
         entity: EntityPlan { name: "customer".to_owned(), keys: vec![column("customer_id", DataType::String)] },
         sources: vec![source],
         groups,
+        windows: Vec::new(),
         derived: Vec::new(),
         score: Some(ScorePlan {
             on: 0,
