@@ -72,6 +72,7 @@ fn plan(online: OnlinePlan, folder: &std::path::Path) -> Plan {
         entity: EntityPlan { name: "customer".into(), keys: vec![column("customer_id".into(), DataType::String)] },
         sources: Vec::new(),
         groups: (0..GROUPS).map(group).collect(),
+        windows: Vec::new(),
         derived: Vec::new(),
         score: None,
         labels: None,
@@ -160,6 +161,7 @@ fn stores(c: &mut Criterion) {
                 next: Offsets::new(),
                 state: Vec::new(),
                 rows: batches.clone(),
+                windows: Vec::new(),
                 previous: previous.as_ref(),
             };
             previous = Some(offline.commit(&checkpoint).expect("the disk takes it"));
