@@ -9,6 +9,7 @@ mod commands;
 mod dead_letters;
 mod drift;
 mod faults;
+mod fuzz;
 mod models;
 mod process;
 mod protobuf;

@@ -102,8 +102,10 @@ impl State {
         match self.versions.iter_mut().find(|version| version.name == name) {
             None => self.versions.push(fresh),
             Some(version)
-                if version.columns == fresh.columns && version.digest == fresh.digest && version.open.fits(watched) => {
-            }
+                if version.columns == fresh.columns
+                    && version.digest == fresh.digest
+                    && version.judge.columns() == fresh.judge.columns()
+                    && version.open.fits(watched) => {}
             Some(version) => {
                 tracing::warn!(
                     model_version = name,

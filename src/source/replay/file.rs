@@ -1,7 +1,7 @@
 //! Files of events, read row by row in bounded memory: JSON lines, CSV, Parquet, Avro container files, Arrow IPC files.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use arrow::array::RecordBatch;
@@ -143,6 +143,7 @@ impl ReplayFile {
                 Ok(("row", columns(Box::new(reader))))
             }
             FileFormat::Arrow => {
+                check_blocks(&file).map_err(|reason| format!("not an Arrow IPC file: {reason}"))?;
                 let reader = arrow::ipc::reader::FileReader::try_new(BufReader::new(file), None)
                     .map_err(|error| format!("not an Arrow IPC file: {error}"))?;
                 Ok(("row", columns(Box::new(reader))))
@@ -267,7 +268,7 @@ fn open_csv(path: &Path, file: File) -> Result<Rows, String> {
     let read = BufReader::new(&file).take(LONGEST_LINE).read_until(b'\n', &mut header);
     read.map_err(|error| error.to_string())?;
     // The header is read again as CSV from the start.
-    std::io::Seek::rewind(&mut &file).map_err(|error| error.to_string())?;
+    (&file).rewind().map_err(|error| error.to_string())?;
     let tab_named = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("tsv"));
     let delimiter = match () {
         () if tab_named => b'\t',
@@ -286,6 +287,38 @@ fn open_csv(path: &Path, file: File) -> Result<Rows, String> {
         return Err(format!("its header row names column '{}' twice", double.1));
     }
     Ok(Rows::Csv { reader: Box::new(reader), names, record: csv::StringRecord::new() })
+}
+
+/// Sees to it that an Arrow file's blocks lie within it: its reader makes room for a block before it reads it, however large the
+/// footer says that it is.
+fn check_blocks(mut file: &File) -> Result<(), String> {
+    let length = file.metadata().map_err(|error| error.to_string())?.len();
+    let read = |from: u64, count: usize| -> Result<Vec<u8>, String> {
+        let mut bytes = vec![0; count];
+        file.seek(SeekFrom::Start(from))
+            .and_then(|_| file.read_exact(&mut bytes))
+            .map_err(|error| error.to_string())?;
+        Ok(bytes)
+    };
+    check_footer(length, read)?;
+    file.rewind().map_err(|error| error.to_string())
+}
+
+fn check_footer(length: u64, mut read: impl FnMut(u64, usize) -> Result<Vec<u8>, String>) -> Result<(), String> {
+    let end = length.checked_sub(10).ok_or("it ends early")?;
+    let tail = read(end, 10)?.try_into().map_err(|_| "it ends early")?;
+    let footer = arrow::ipc::reader::read_footer_length(tail).map_err(|error| error.to_string())?;
+    let start = end.checked_sub(footer as u64).ok_or("its footer is damaged")?;
+    let footer = read(start, footer)?;
+    let footer = arrow::ipc::root_as_footer(&footer).map_err(|error| format!("its footer is damaged: {error}"))?;
+    for block in footer.dictionaries().iter().flatten().chain(footer.recordBatches().iter().flatten()) {
+        let parts = [block.offset(), i64::from(block.metaDataLength()), block.bodyLength()];
+        let sum = parts.iter().try_fold(0_u64, |sum, part| sum.checked_add(u64::try_from(*part).ok()?));
+        if sum.is_none_or(|sum| sum > length) {
+            return Err("a block lies outside of it".into());
+        }
+    }
+    Ok(())
 }
 
 fn json_row(text: &[u8]) -> Result<Map<String, Value>, String> {
