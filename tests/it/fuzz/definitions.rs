@@ -149,10 +149,10 @@ fn descriptor_sets() {
     };
     target.run(|parts| {
         for schema in ["new", "old"] {
-            if let Ok(message) = Message::find(&parts[0], &format!("shop.{schema}.Outer.Event")) {
-                if message.fields().len() >= 2 {
-                    drop(protobuf::decoder(&message));
-                }
+            if let Ok(message) = Message::find(&parts[0], &format!("shop.{schema}.Outer.Event"))
+                && message.fields().len() >= 2
+            {
+                drop(protobuf::decoder(&message));
             }
         }
     });

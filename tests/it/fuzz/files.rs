@@ -197,7 +197,7 @@ fn with_word(column: &ArrayRef, place: usize, value: i64) -> Option<ArrayRef> {
                 return Some(column.clone());
             }
             let at = place / 2 % words.len();
-            if place % 2 == 0 {
+            if place.is_multiple_of(2) {
                 words[at] = value.cast_unsigned();
             } else {
                 let longest = lengths.iter().position(|length| *length > 0)?;

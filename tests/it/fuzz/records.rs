@@ -232,7 +232,7 @@ fn avro_events_of_other_writers() {
         let id = id.fetch_add(1, Ordering::Relaxed);
         *stub.answer.lock().unwrap() = json!({"schema": String::from_utf8_lossy(&parts[0])}).to_string();
         let framed = [&[0][..], &id.to_be_bytes(), &parts[1]].concat();
-        decode(decoder, &records("fuzz.visits", &[framed.clone()]));
+        decode(decoder, &records("fuzz.visits", std::slice::from_ref(&framed)));
         drop(reader.read(&framed));
     });
 }
