@@ -110,12 +110,13 @@ fn what_a_pipeline_writes_fits_the_published_schemas() {
         "--listen",
         "none",
     ]);
-    // The same events once more through the features stage alone, whose rows go to a topic.
+    // The same events once more through the features stage alone, whose rows go to a topic, with windows that are emitted.
     let apart = World::new();
     let apart_log = apart.path("log").display().to_string();
     let apart_set = format!("broker.path={apart_log}");
     apart.run(&["generate", CHURN, "--set", &apart_set, "--customers", "100", "--days", "20"]);
-    apart.run(&["features", CHURN, "--set", &apart_set, "--until-end", "--listen", "none"]);
+    let windows = "windows.days={ source = \"purchases\", of = \"amount\", functions = [\"count\", \"std\"], tumbling = \"1d\", early = \"1h\" }";
+    apart.run(&["features", CHURN, "--set", &apart_set, "--set", windows, "--until-end", "--listen", "none"]);
 
     let headers = |record: &Value| -> Value {
         let pairs = record["headers"].as_array().unwrap().iter();
@@ -133,6 +134,7 @@ fn what_a_pipeline_writes_fits_the_published_schemas() {
     let written = [
         ("prediction", messages(&world, &log, "churn.predictions")),
         ("feature-row", messages(&apart, &apart_log, "churn.features")),
+        ("window-row", messages(&apart, &apart_log, "churn.windows.days")),
         ("drift-event", messages(&world, &log, "churn.drift")),
         ("retraining-event", messages(&world, &log, "churn.retraining")),
         ("audit-record", audit),
