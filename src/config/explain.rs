@@ -83,6 +83,9 @@ impl Plan {
     }
 
     fn explain_features(&self, out: &mut String) {
+        if self.feature_columns().is_empty() {
+            return;
+        }
         let _ = writeln!(out, "\n{}", count(self.feature_columns().len(), "feature"));
         for group in &self.groups {
             self.explain_group(group, out);
@@ -178,7 +181,11 @@ impl Plan {
 
     fn explain_model(&self, out: &mut String) {
         let _ = writeln!(out, "\nstages");
-        let _ = writeln!(out, "  features: every event updates the online store; checkpoints go to the offline store");
+        let does = match self.feature_columns().is_empty() {
+            true => "every event goes into the open windows",
+            false => "every event updates the online store",
+        };
+        let _ = writeln!(out, "  features: {does}; checkpoints go to the offline store");
         if let Some(score) = &self.score {
             let _ = writeln!(
                 out,
