@@ -159,12 +159,7 @@ impl Outline {
             let (value, hash) = find_values(group, &columns, &mut values)?;
             let mut of_category = Vec::new();
             for condition in conditions(group) {
-                let filter = condition.map(|sql| {
-                    filters.iter().position(|(_, known)| *known == sql).unwrap_or_else(|| {
-                        filters.push((group.name.clone(), sql));
-                        filters.len() - 1
-                    })
-                });
+                let filter = condition.map(|sql| find_filter(group, sql, &mut filters));
                 let half_life = group.half_life_ms;
                 let mut known = series.iter().zip(&lanes).map(|(series, lanes)| (*series, lanes.half_life));
                 let index = known.position(|known| known == ((filter, value), half_life)).unwrap_or_else(|| {
@@ -192,12 +187,7 @@ impl Outline {
         for (number, window) in plan.windows.iter().enumerate().filter(|(_, window)| window.source == source_index) {
             let group = window.as_group();
             let (value, hash) = find_values(&group, &columns, &mut values)?;
-            let filter = group.filter.as_ref().map(|sql| {
-                filters.iter().position(|(_, known)| known == sql).unwrap_or_else(|| {
-                    filters.push((group.name.clone(), sql.clone()));
-                    filters.len() - 1
-                })
-            });
+            let filter = group.filter.clone().map(|sql| find_filter(&group, sql, &mut filters));
             for (function, _, column) in &group.features {
                 check_function(&group, *function, column)?;
             }
@@ -320,6 +310,14 @@ fn conditions(group: &GroupPlan) -> Vec<Option<String>> {
         None => condition,
     };
     of_category.map(both).map(Some).collect()
+}
+
+/// Index of a condition among a source's, each of which is computed once.
+fn find_filter(group: &GroupPlan, sql: String, filters: &mut Vec<(String, String)>) -> usize {
+    filters.iter().position(|(_, known)| *known == sql).unwrap_or_else(|| {
+        filters.push((group.name.clone(), sql));
+        filters.len() - 1
+    })
 }
 
 /// Index of the category of a group's feature.

@@ -218,7 +218,8 @@ impl Cuts {
 }
 
 /// Largest multiple of `step` that is not after `time`.
-fn floor(time: i64, step: i64) -> i64 {
+#[inline]
+pub(super) fn floor(time: i64, step: i64) -> i64 {
     time.div_euclid(step).saturating_mul(step)
 }
 

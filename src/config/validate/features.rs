@@ -224,21 +224,7 @@ fn group_plan(
     sources: &mut [Draft<'_>],
     faults: &mut Collector,
 ) -> Option<GroupPlan> {
-    let known: Vec<String> = sources.iter().map(|source| source.name().to_owned()).collect();
-    let source = reference(&spec.source, "source", known.iter().map(String::as_str), &site.get("source"), faults);
-    let of = match (source, &spec.of) {
-        (Some(source), Some(of)) => sources[source].column(of, &site.get("of"), faults),
-        _ => None,
-    };
-    if let Some(filter) = &spec.filter {
-        let place = site.get("where");
-        let columns = source.and_then(|source| sources[source].columns());
-        let unusable = source.map(|source| sources[source].unusable().to_vec()).unwrap_or_default();
-        let compiled = sql(filter, true, columns.as_deref(), &unusable, &place, faults);
-        if let (Some(compiled), Some(source)) = (compiled, source) {
-            sources[source].uses(compiled.columns());
-        }
-    }
+    let (source, of) = events(spec, site, sources, faults);
     let by = source.and_then(|source| categories(spec, &mut sources[source], &site.get("by"), faults));
     let half_life_ms = half_life(spec, &site.get("decay"), faults);
     functions(spec, of.as_ref(), &site.get("functions"), faults);
@@ -278,6 +264,31 @@ fn group_plan(
     plan.features = features;
     plan.by = plan.by.map(|by| ByPlan { of_feature, ..by });
     Some(plan)
+}
+
+/// The source and the column that are aggregated, where they are known; the condition is checked, too.
+pub(super) fn events(
+    spec: &GroupSpec,
+    site: &Site<'_>,
+    sources: &mut [Draft<'_>],
+    faults: &mut Collector,
+) -> (Option<usize>, Option<Column>) {
+    let known: Vec<String> = sources.iter().map(|source| source.name().to_owned()).collect();
+    let source = reference(&spec.source, "source", known.iter().map(String::as_str), &site.get("source"), faults);
+    let of = match (source, &spec.of) {
+        (Some(source), Some(of)) => sources[source].column(of, &site.get("of"), faults),
+        _ => None,
+    };
+    if let Some(filter) = &spec.filter {
+        let place = site.get("where");
+        let columns = source.and_then(|source| sources[source].columns());
+        let unusable = source.map(|source| sources[source].unusable().to_vec()).unwrap_or_default();
+        let compiled = sql(filter, true, columns.as_deref(), &unusable, &place, faults);
+        if let (Some(compiled), Some(source)) = (compiled, source) {
+            sources[source].uses(compiled.columns());
+        }
+    }
+    (source, of)
 }
 
 /// The half-life of a group's events, in milliseconds.

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use indexmap::IndexMap;
 
-use super::features::functions;
+use super::features::{events, functions};
 use super::sources::Draft;
-use super::{column, identifier, reference, some_duration, sql, topic_like};
+use super::{column, identifier, some_duration, topic_like};
 use crate::config::document::{Collector, Site};
 use crate::config::plan::{EmittedPlan, EntityPlan, Span};
 use crate::config::spec::{GroupSpec, Spec, WindowSpec};
@@ -54,31 +54,18 @@ fn window_plan(
     sources: &mut [Draft<'_>],
     faults: &mut Collector,
 ) -> Option<EmittedPlan> {
-    let known: Vec<String> = sources.iter().map(|source| source.name().to_owned()).collect();
-    let source = reference(&spec.source, "source", known.iter().map(String::as_str), &site.get("source"), faults);
-    let of = match (source, &spec.of) {
-        (Some(source), Some(of)) => sources[source].column(of, &site.get("of"), faults),
-        _ => None,
-    };
-    if let Some(filter) = &spec.filter {
-        let columns = source.and_then(|source| sources[source].columns());
-        let unusable = source.map(|source| sources[source].unusable().to_vec()).unwrap_or_default();
-        let compiled = sql(filter, true, columns.as_deref(), &unusable, &site.get("where"), faults);
-        if let (Some(compiled), Some(source)) = (compiled, source) {
-            sources[source].uses(compiled.columns());
-        }
-    }
     let group = GroupSpec {
         source: spec.source.clone(),
         of: spec.of.clone(),
         functions: spec.functions.clone(),
         windows: Vec::new(),
-        filter: None,
+        filter: spec.filter.clone(),
         decay: None,
         by: IndexMap::new(),
         tile: IndexMap::new(),
         exact: false,
     };
+    let (source, of) = events(&group, site, sources, faults);
     functions(&group, of.as_ref(), &site.get("functions"), faults);
     let mut computed: Vec<_> = Vec::new();
     for (index, function) in spec.functions.iter().enumerate() {

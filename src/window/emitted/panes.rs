@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use hashbrown::HashTable;
 
 use crate::window::aggregate::Lanes;
+use crate::window::tile::floor;
 
 /// Words of a piece of state before its lanes: the pane's start, and whether it changed since the last early results.
 pub(super) const HEAD: usize = 2;
@@ -230,10 +231,4 @@ impl Panes {
         pane.entries[at].fresh = words[1] != 0;
         pane.lanes[at * lanes.width()..][..lanes.width()].copy_from_slice(&words[HEAD..]);
     }
-}
-
-/// Largest multiple of `step` that is not after `time`.
-#[inline]
-fn floor(time: i64, step: i64) -> i64 {
-    time.div_euclid(step).saturating_mul(step)
 }
