@@ -4,7 +4,7 @@
 //! wait outlives a Ctrl-C.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
@@ -21,6 +21,8 @@ struct Shared {
     requested: Mutex<bool>,
     threads: Condvar,
     tasks: Notify,
+    /// Those that stop with this one.
+    children: Mutex<Vec<Weak<Shared>>>,
 }
 
 impl Stop {
@@ -29,11 +31,29 @@ impl Stop {
         Self::default()
     }
 
+    /// A token that stops with this one, and can be stopped without it.
+    pub fn child(&self) -> Self {
+        let child = Self::new();
+        let mut children = self.0.children.lock();
+        children.retain(|child| child.strong_count() > 0);
+        children.push(Arc::downgrade(&child.0));
+        // A request that came before the child was known has not reached it.
+        if self.requested() {
+            child.request();
+        }
+        drop(children);
+        child
+    }
+
     /// Asks all holders of this token to stop, and wakes those that wait. May be called more than once.
     pub fn request(&self) {
         *self.0.requested.lock() = true;
         self.0.threads.notify_all();
         self.0.tasks.notify_waiters();
+        let children: Vec<_> = self.0.children.lock().iter().filter_map(Weak::upgrade).collect();
+        for child in children {
+            Self(child).request();
+        }
     }
 
     /// True once a stop has been asked for.
@@ -91,6 +111,16 @@ mod tests {
         assert!(waiter.join().unwrap());
         assert!(stop.requested());
         assert!(stop.wait(Duration::MAX));
+    }
+
+    #[test]
+    fn a_child_stops_with_its_parent_and_not_the_other_way() {
+        let parent = Stop::new();
+        let (first, second) = (parent.child(), parent.child());
+        first.request();
+        assert!(first.requested() && !second.requested() && !parent.requested());
+        parent.request();
+        assert!(second.requested() && parent.child().requested());
     }
 
     #[tokio::test]

@@ -15,13 +15,15 @@ mod offline;
 mod online;
 mod reader;
 mod redis;
+mod versions;
 
 pub use checkpoint::Checkpoint;
 pub use lookup::{FeatureRead, GroupAnswer, OnlineRow, Status, key_from_text, lookup};
 pub use manifest::{DataFile, Manifest, StateFile};
 pub use offline::{OfflineError, OfflineStore};
-pub use online::{OnlineError, OnlineStore, open_online};
+pub use online::{OnlineError, OnlineStore, open_online, open_online_at};
 pub use reader::{PartitionSummary, RowReader};
+pub use versions::{Action, Role, Version, Versions};
 
 /// One value in the online store or a feature row.
 #[derive(Debug, Clone, PartialEq)]

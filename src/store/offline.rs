@@ -4,6 +4,7 @@
 //! <url>/<pipeline>/features/partition=<p>/<sequence>-<unique>.arrow    feature rows since the checkpoint before
 //!                  state/partition=<p>/<sequence>-<unique>.arrow       the task's whole state
 //!                  manifest/partition=<p>/<sequence>.json              written last: the commit
+//!                  versions/, v<number>/…                              other versions of the definition, see `versions`
 //! ```
 //!
 //! Data files are Arrow IPC files, uncompressed, with plain columns (no dictionaries: the IPC file format allows only one
@@ -20,6 +21,7 @@ use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutPay
 use tokio::runtime::Handle;
 
 use super::online::remedy;
+use super::versions;
 use crate::config::plan::Plan;
 
 /// Feature rows and task states of one pipeline. Its calls block, so they must not come from a thread of the runtime.
@@ -28,18 +30,65 @@ pub struct OfflineStore {
     pub(super) runtime: Handle,
     pub(super) pipeline: String,
     pub(super) definition: String,
-    /// The pipeline's folder where the store is the local file system.
+    /// The folder of the version's files where the store is the local file system.
     local: Option<PathBuf>,
     name: String,
+    /// The pipeline's own folder, where the version's files lie in one below it.
+    root: Option<Box<OfflineStore>>,
 }
 
 impl OfflineStore {
-    /// Opens the plan's offline store. A folder is made where there is none; a relative one (`file://./data`) is below
+    /// Opens the plan's offline store: the files of the version that has the plan's definition, where the pipeline has
+    /// several, else those of the first. A folder is made where there is none; a relative one (`file://./data`) is below
     /// the working directory.
     ///
     /// # Errors
-    /// Where the URL names no store that driftline can use, or the folder cannot be made.
+    /// Where the URL names no store that driftline can use, the folder cannot be made, or the store does not answer.
     pub fn open(plan: &Plan, runtime: Handle) -> Result<Self, OfflineError> {
+        let root = Self::open_root(plan, runtime)?;
+        match root.role()?.version() {
+            1 => Ok(root),
+            number => root.of_version(number, &plan.definition),
+        }
+    }
+
+    /// Opens the files of a version by its number and definition.
+    ///
+    /// # Errors
+    /// Where its folder cannot be made.
+    pub fn of_version(&self, number: u32, definition: &str) -> Result<Self, OfflineError> {
+        let root = self.root();
+        let mut version = Self {
+            store: Arc::clone(&root.store),
+            runtime: root.runtime.clone(),
+            pipeline: root.pipeline.clone(),
+            definition: definition.to_owned(),
+            local: root.local.clone(),
+            name: root.name.clone(),
+            root: None,
+        };
+        let Some(folder) = versions::folder(number) else { return Ok(version) };
+        match &root.local {
+            Some(local) => {
+                let local = local.join(&folder);
+                std::fs::create_dir_all(&local).map_err(|e| OfflineError::io("make the folder", &local, &e))?;
+                let url = |e: object_store::Error| OfflineError::Url { url: root.name.clone(), reason: e.to_string() };
+                version.store = Arc::new(LocalFileSystem::new_with_prefix(&local).map_err(url)?);
+                version.local = Some(local);
+            }
+            None => version.store = Arc::new(PrefixStore::new(Arc::clone(&root.store), folder.as_str())),
+        }
+        version.name = format!("{}/{folder}", root.name);
+        version.root = Some(Box::new(root.of_version(1, definition)?));
+        Ok(version)
+    }
+
+    /// The pipeline's own folder.
+    pub(super) fn root(&self) -> &Self {
+        self.root.as_deref().unwrap_or(self)
+    }
+
+    fn open_root(plan: &Plan, runtime: Handle) -> Result<Self, OfflineError> {
         let url = &plan.offline.url;
         let bad = |reason: String| OfflineError::Url { url: url.clone(), reason };
         let (store, local): (Arc<dyn ObjectStore>, _) = match url.strip_prefix("file://") {
@@ -66,6 +115,7 @@ impl OfflineStore {
                 .as_ref()
                 .map_or_else(|| format!("{}/{}", url.trim_end_matches('/'), plan.name), |f| f.display().to_string()),
             local,
+            root: None,
         })
     }
 
@@ -74,7 +124,7 @@ impl OfflineStore {
         &self.name
     }
 
-    /// The pipeline's folder, where the store is on this machine's disk.
+    /// The folder of the version's files, where the store is on this machine's disk.
     pub fn folder(&self) -> Option<&FilePath> {
         self.local.as_deref()
     }
@@ -135,6 +185,11 @@ impl OfflineStore {
         let mut files = self.runtime.block_on(listing).map_err(|e| self.error("list", folder, e))?;
         files.sort_by(|a, b| a.location.cmp(&b.location));
         Ok(files)
+    }
+
+    /// Paths of the files in a folder and below it, by name.
+    pub(super) fn files_in(&self, folder: &str) -> Result<Vec<String>, OfflineError> {
+        Ok(self.list(folder)?.into_iter().map(|file| file.location.to_string()).collect())
     }
 
     /// Names of the folders in a folder.

@@ -45,9 +45,24 @@ pub trait OnlineStore: Send + Sync {
 /// # Errors
 /// Where the URL is not one of a Redis, or the embedded file cannot be opened.
 pub fn open_online(plan: &Plan, runtime: tokio::runtime::Handle) -> Result<Arc<dyn OnlineStore>, OnlineError> {
+    open_online_at(plan, 0, runtime)
+}
+
+/// As [`open_online`], to write rows of a definition that is the `epoch`th to serve after the first. In Redis they are newer
+/// than those of earlier epochs, whatever their event time: a process that is late to learn of the change overwrites
+/// nothing. The embedded store has one process, and no need of that.
+///
+/// # Errors
+/// As [`open_online`].
+pub fn open_online_at(
+    plan: &Plan,
+    epoch: u32,
+    runtime: tokio::runtime::Handle,
+) -> Result<Arc<dyn OnlineStore>, OnlineError> {
     Ok(match &plan.online {
         OnlinePlan::Redis { url, project, ttl } => {
-            Arc::new(RedisOnline::open(url, *ttl, &plan.name, Layout::new(plan, project), runtime)?)
+            let layout = Layout::new(plan, project).at_epoch(epoch);
+            Arc::new(RedisOnline::open(url, *ttl, &plan.name, layout, runtime)?)
         }
         OnlinePlan::Embedded { path, project } => {
             Arc::new(EmbeddedOnline::open(path, &plan.name, Layout::new(plan, project))?)

@@ -60,6 +60,16 @@ impl OfflineStore {
         Ok(RowReader { store: self, range, columns, files, open: None })
     }
 
+    /// All feature rows of one partition that were computed with this definition, in the order they were written.
+    ///
+    /// # Errors
+    /// Where a manifest cannot be read. Files are opened later, by the iterator.
+    pub fn read_partition(&self, partition: i32) -> Result<RowReader<'_>, OfflineError> {
+        let files = self.latest(partition)?.into_iter().flat_map(|m| m.files);
+        let files = files.filter(|f| f.definition == self.definition).collect();
+        Ok(RowReader { store: self, range: i64::MIN..i64::MAX, columns: None, files, open: None })
+    }
+
     /// The newest checkpoint of every partition, by partition number.
     ///
     /// # Errors

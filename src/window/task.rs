@@ -1,5 +1,7 @@
 //! One partition number across the sources: rows in, feature rows out.
 
+mod current;
+
 use std::ops::Range;
 use std::sync::Arc;
 

@@ -27,6 +27,8 @@ pub struct Layout {
     /// Per view: `_ts:<view>`, then its features' fields.
     fields: Vec<Vec<Bytes>>,
     private_field: Bytes,
+    /// How often the definition has changed.
+    epoch: u32,
 }
 
 impl Layout {
@@ -46,7 +48,21 @@ impl Layout {
             })
             .collect();
         let private_field = Bytes::from(format!("_seq:{}", plan.name));
-        Self { entity: plan.entity.clone(), sorted, prefix, project: project.to_owned(), views, fields, private_field }
+        Self {
+            entity: plan.entity.clone(),
+            sorted,
+            prefix,
+            project: project.to_owned(),
+            views,
+            fields,
+            private_field,
+            epoch: 0,
+        }
+    }
+
+    /// The layout for rows of a definition that is the `epoch`th to serve after the first.
+    pub fn at_epoch(self, epoch: u32) -> Self {
+        Self { epoch, ..self }
     }
 
     /// The views, in the order of the fields.
@@ -100,6 +116,7 @@ impl Layout {
             ends.push(data.len());
             let event_time = columns.event_time.value(row);
             super::put_version(event_time, rows.sequence[row], &mut data);
+            super::put_epoch(self.epoch, &mut data);
             ends.push(data.len());
             for (view, columns) in columns.views.iter().enumerate() {
                 super::put_timestamp(event_time, &mut data);
@@ -269,7 +286,7 @@ impl EncodedRows {
         self.part(row, 0)
     }
 
-    /// The row's version, as [`super::put_version`] writes it.
+    /// The row's version, as [`super::put_version`] and [`super::put_epoch`] write it.
     pub fn version(&self, row: usize) -> Bytes {
         self.part(row, 1)
     }

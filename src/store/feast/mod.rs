@@ -288,6 +288,15 @@ pub fn put_version(event_time_ms: i64, sequence: i64, out: &mut impl bytes::BufM
     out.put_i64_le(sequence);
 }
 
+/// Appends to a version how often the definition that computed the row has changed (u32, little-endian): a row of a later
+/// definition is newer whatever its event time. Nothing before the first change, so that rows from before there were
+/// epochs are of epoch 0.
+pub fn put_epoch(epoch: u32, out: &mut impl bytes::BufMut) {
+    if epoch > 0 {
+        out.put_u32_le(epoch);
+    }
+}
+
 /// Reads what [`put_version`] wrote, in an order that compares as age does.
 pub fn version(bytes: &[u8]) -> Option<(i64, i32, i64)> {
     let (seconds, rest) = bytes.split_first_chunk()?;

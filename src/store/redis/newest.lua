@@ -29,10 +29,10 @@ local function instant(text)
 end
 
 -- KEYS[1]: the entity's hash. ARGV: time to live in milliseconds (0: none), number of fields of each view as u16, then
--- fields and values: the private one with the version (seconds i64, nanoseconds i32, sequence i64), then each view's
--- timestamp and features.
--- Writes nothing over a newer version, and no view over a newer timestamp that Feast has written there. Answers with the
--- number of views written.
+-- fields and values: the private one with the version (seconds i64, nanoseconds i32, sequence i64, and an epoch u32
+-- where it is not 0), then each view's timestamp and features.
+-- Writes nothing over a newer version, and no view over a newer timestamp that Feast has written there. What an earlier
+-- epoch has written is older, whatever its time. Answers with the number of views written.
 local function newest(keys, argv)
   local key, ttl, shape, version = keys[1], argv[1], argv[2], argv[4]
   local ask, ends, at = { argv[3] }, {}, 5
@@ -44,9 +44,14 @@ local function newest(keys, argv)
   end
   local stored = redis.call('HMGET', key, unpack(ask))
   local seconds, nanos, sequence = struct.unpack('<i8i4i8', version)
-  if stored[1] and #stored[1] == 20 then
+  local epoch = #version == 24 and struct.unpack('<I4', version, 21) or 0
+  local later = false
+  if stored[1] and (#stored[1] == 20 or #stored[1] == 24) then
     local s, n, q = struct.unpack('<i8i4i8', stored[1])
-    if s > seconds or (s == seconds and (n > nanos or (n == nanos and q > sequence))) then return 0 end
+    local e = #stored[1] == 24 and struct.unpack('<I4', stored[1], 21) or 0
+    if e > epoch then return 0 end
+    later = e < epoch
+    if not later and (s > seconds or (s == seconds and (n > nanos or (n == nanos and q > sequence)))) then return 0 end
   end
 
   local function write(first, last)
@@ -59,7 +64,7 @@ local function newest(keys, argv)
   local written, first, run, checked, newer = 0, 5, 3, nil, false
   for view = 1, #ends do
     local timestamp = stored[view + 1]
-    if not timestamp then
+    if not timestamp or later then
       newer, checked = false, nil
     elseif timestamp ~= checked then
       local s, n = instant(timestamp)
