@@ -74,6 +74,8 @@ pub enum Command {
     Topic(TopicArgs),
     /// List, show and replay the records that a pipeline could not use.
     DeadLetters(DeadLettersArgs),
+    /// Change a pipeline's definition while it runs: compute the new one beside it from history, compare, switch, go back.
+    Versions(VersionsArgs),
     /// Look up an entity's newest features in the online store.
     Get(GetArgs),
     /// Show where a pipeline stands: positions, lag, checkpoints, model versions, incidents.
@@ -314,6 +316,89 @@ pub struct WhereArgs {
     /// The embedded log in this folder, whatever else is named.
     #[arg(long, value_name = "FOLDER")]
     pub embedded: Option<PathBuf>,
+}
+
+/// Versions of a definition.
+#[derive(Debug, Clone, Args)]
+pub struct VersionsArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: VersionsCommand,
+}
+
+/// Commands over versions.
+#[derive(Debug, Clone, Subcommand)]
+pub enum VersionsCommand {
+    /// List the versions: which one serves, how far each one is, what was changed when.
+    List {
+        /// Which pipeline.
+        #[command(flatten)]
+        pipeline: PipelineArgs,
+        /// JSON instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Compute the changed definition beside the one that serves, from the beginning of the topics: state and offline files
+    /// of its own, nothing on the pipeline's topics or in the online store. Goes on until it is switched to, then publishes.
+    Bootstrap {
+        /// How to run. `--until-end` is the same as `--until-caught-up`.
+        #[command(flatten)]
+        run: RunArgs,
+        /// Stop once it has computed all that the serving version has published.
+        #[arg(long)]
+        until_caught_up: bool,
+        /// Write what it would publish to topics of its own, `<topic>.shadow-v<number>`.
+        #[arg(long)]
+        shadow_topics: bool,
+    },
+    /// Compare the feature rows of two versions, event by event.
+    Compare {
+        /// Which pipeline.
+        #[command(flatten)]
+        pipeline: PipelineArgs,
+        /// This version. Default: the one that serves.
+        #[arg(long, value_name = "NUMBER")]
+        base: Option<u32>,
+        /// With this one. Default: that of pipeline.toml, else the newest.
+        #[arg(long, value_name = "NUMBER")]
+        with: Option<u32>,
+        /// Numbers count as equal where they differ by at most this part of the larger one.
+        #[arg(long, default_value_t = 0.0)]
+        tolerance: f64,
+        /// End with exit code 1 if a value of a feature that both have differs, or a row is in one of them only.
+        #[arg(long)]
+        strict: bool,
+        /// JSON instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let another version serve: it publishes from where the one before ended, at one offset of each partition.
+    Switch {
+        /// Which pipeline.
+        #[command(flatten)]
+        pipeline: PipelineArgs,
+        /// The version. Default: that of pipeline.toml.
+        #[arg(long, value_name = "NUMBER")]
+        to: Option<u32>,
+        /// Also where it has no checkpoint for a partition yet, and would compute it from the beginning first.
+        #[arg(long)]
+        anyway: bool,
+    },
+    /// Let the version that served before serve again.
+    Rollback {
+        /// Which pipeline.
+        #[command(flatten)]
+        pipeline: PipelineArgs,
+    },
+    /// Remove the files of a version that does not serve.
+    Drop {
+        /// Which pipeline.
+        #[command(flatten)]
+        pipeline: PipelineArgs,
+        /// The version.
+        #[arg(value_name = "NUMBER")]
+        number: u32,
+    },
 }
 
 /// Topic commands.

@@ -6,6 +6,7 @@
 //! checkpoint-N     writes worker N's checkpoints; channel of one, so a slow disk holds the worker back
 //! model-watch      follows the alias, loads and warms versions beside the running one
 //! score-N          features topic → predictions topic, where the stages run apart
+//! version-watch    ends the run in order when another version of the definition begins to serve
 //! drift            predictions topic → drift and retraining topics
 //! retrain          retraining topic → training → gates → alias
 //! ```
@@ -18,9 +19,11 @@ mod account;
 mod checkpointer;
 mod context;
 mod features;
+mod follower;
 mod instance;
 mod output;
 mod publish;
+mod role;
 mod scoring;
 mod worker;
 
@@ -33,6 +36,7 @@ use std::thread;
 
 use crate::drift::worker::DriftWorker;
 use crate::retrain::worker::RetrainWorker;
+use crate::runtime::shutdown::Stop;
 use crate::telemetry::board::Kind;
 
 /// Why a run ended badly.
@@ -69,6 +73,18 @@ pub enum RunError {
     /// The definition cannot be run as asked.
     #[error("{0}")]
     Definition(String),
+    /// The definition is none of the pipeline's versions.
+    #[error(
+        "version {serving} of the pipeline serves, with definition {saved}; pipeline.toml has definition {now} now. `driftline versions bootstrap` computes it beside that one, to be compared and switched to; --rebuild recomputes state and offline files from the beginning of the topics in its place"
+    )]
+    NoVersion {
+        /// The version that serves.
+        serving: u32,
+        /// Its definition.
+        saved: String,
+        /// Hash of the plan.
+        now: String,
+    },
     /// The saved state belongs to another definition.
     #[error(
         "partition {partition}: the saved state is of definition {saved}, the pipeline is now {now}; run once with --rebuild to recompute state and offline files from the beginning of the topics, or point [offline] url elsewhere"
@@ -151,7 +167,18 @@ pub fn run(context: &Arc<Context>) -> Result<(), RunError> {
         let context = Arc::clone(context);
         jobs.push(("retrain".into(), Box::new(move || run_retrain(&context))));
     }
-    supervise(context, jobs)
+    let finished = Stop::new();
+    thread::scope(|scope| {
+        let watch = || context.watch_role(&finished);
+        if stages.features
+            && let Err(error) = thread::Builder::new().name("version-watch".into()).spawn_scoped(scope, watch)
+        {
+            return Err(RunError::Definition(format!("thread version-watch could not be started: {error}")));
+        }
+        let result = supervise(context, jobs);
+        finished.request();
+        result
+    })
 }
 
 fn supervise(context: &Context, jobs: Vec<(String, Job)>) -> Result<(), RunError> {

@@ -9,6 +9,7 @@ mod replay;
 mod run;
 mod status;
 mod topic;
+mod versions;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -59,6 +60,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Replay(args) => replay::run(&args),
         Command::Topic(args) => topic::run(&args),
         Command::DeadLetters(args) => dead_letters::run(&args),
+        Command::Versions(args) => versions::run(&args),
         Command::Get(args) => get::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Demo(args) => demo::run(&args),

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
 use super::{Failure, Outcome, load, runtime, stop_on_signals};
 use crate::cli::{Listen, RetrainArgs, RunArgs, View};
-use crate::config::plan::Plan;
+use crate::config::plan::{BrokerPlan, Plan};
 use crate::pipeline::{self, Context, RunError, RunOptions, Stages, Wiring};
 use crate::runtime::clock;
 use crate::runtime::shutdown::Stop;
@@ -50,23 +52,32 @@ impl Which {
 }
 
 pub(super) fn run(args: &RunArgs, which: Which) -> Outcome {
-    start(args, which, |_| Ok(()))
+    start(args, which, false, |_| Ok(()))
 }
 
 pub(super) fn retrain(args: &RetrainArgs) -> Outcome {
     if !args.now {
-        return start(&args.run, Which::Retrain, |_| Ok(()));
+        return start(&args.run, Which::Retrain, false, |_| Ok(()));
     }
     let mut run = args.run.clone();
     run.until_end = true;
-    start(&run, Which::Retrain, |context| {
+    start(&run, Which::Retrain, false, |context| {
         let id = context.ask_for_retraining().map_err(Failure::failed)?;
         tracing::info!(id, "asked for a retraining");
         Ok(())
     })
 }
 
-fn start(args: &RunArgs, which: Which, before: impl FnOnce(&Context) -> Outcome) -> Outcome {
+/// The context of the run that is under way.
+type Running = Arc<Mutex<Option<Arc<Context>>>>;
+
+/// Runs, and again each time the version of this definition gets another role.
+pub(super) fn start(
+    args: &RunArgs,
+    which: Which,
+    shadow_topics: bool,
+    before: impl FnOnce(&Context) -> Outcome,
+) -> Outcome {
     let plan = load(&args.pipeline)?;
     let stages = which.stages(&plan)?;
     let runtime = runtime()?;
@@ -74,36 +85,58 @@ fn start(args: &RunArgs, which: Which, before: impl FnOnce(&Context) -> Outcome)
     stop_on_signals(&runtime, &stop);
     let recorder = metrics::install().map_err(Failure::Failed)?;
     let board = Board::new(plan.sources.iter().map(|s| s.name.as_ref()));
-    let wiring = match Wiring::open(&plan, stages, runtime.handle(), &stop, args.patience) {
-        Err(RunError::Interrupted { .. }) => return Ok(()),
-        opened => opened.map_err(Failure::failed)?,
-    };
-    let options = RunOptions {
+    let mut options = RunOptions {
         workers: args.workers.map(usize::from),
         until_end: args.until_end,
         rebuild: args.rebuild,
+        shadow_topics,
         instance: args.instance.clone(),
     };
-    let context = Context::new(Arc::clone(&plan), stages, wiring, Arc::clone(&board), options, stop.clone())
-        .map_err(Failure::failed)?;
+    let open = |options: &RunOptions| {
+        let wiring = Wiring::open(&plan, stages, runtime.handle(), &stop, args.patience)?;
+        Context::new(Arc::clone(&plan), stages, wiring, Arc::clone(&board), options.clone(), stop.child())
+    };
+    let mut context = match open(&options) {
+        Err(RunError::Interrupted { .. }) => return Ok(()),
+        opened => opened.map_err(Failure::failed)?,
+    };
     before(&context)?;
+    let running: Running = Arc::new(Mutex::new(Some(Arc::clone(&context))));
     if let Listen::On(address) = args.listen {
-        let ready = Arc::clone(&context);
-        let address = runtime
-            .block_on(http::serve(address, recorder, Arc::clone(&board), move || ready.is_ready()))
-            .map_err(Failure::Failed)?;
+        let ready = Arc::clone(&running);
+        let is_ready = move || ready.lock().as_ref().is_some_and(|context| context.is_ready());
+        let address =
+            runtime.block_on(http::serve(address, recorder, Arc::clone(&board), is_ready)).map_err(Failure::Failed)?;
         tracing::info!("metrics, health and status at http://{address}/metrics, /health, /ready, /status");
     }
-    tracing::info!(
-        pipeline = plan.name,
-        definition = plan.definition,
-        broker = context.wiring.broker.describe(),
-        online = context.wiring.online.as_ref().map(|o| o.describe()),
-        "starting"
-    );
     let finished = Stop::new();
     let watcher = watch(args.view, &plan, &board, &stop, &finished);
-    let result = pipeline::run(&context);
+    let result = loop {
+        tracing::info!(
+            pipeline = plan.name,
+            definition = plan.definition,
+            version = context.wiring.role.version(),
+            following = context.is_following(),
+            broker = context.wiring.broker.describe(),
+            online = context.wiring.online.as_ref().map(|o| o.describe()),
+            "starting"
+        );
+        let result = pipeline::run(&context);
+        // The embedded log belongs to one process: whoever has the definition that serves is to have it.
+        let again = context.has_new_role() && !matches!(plan.broker, BrokerPlan::Embedded { .. });
+        if result.is_err() || !again || stop.requested() {
+            break result;
+        }
+        // Names and connections of the old role go before those of the new one come.
+        *running.lock() = None;
+        drop(context);
+        options.rebuild = false;
+        context = match open(&options) {
+            Err(RunError::Interrupted { .. }) => return Ok(()),
+            opened => opened.map_err(Failure::failed)?,
+        };
+        *running.lock() = Some(Arc::clone(&context));
+    };
     finished.request();
     if let Some(watcher) = watcher {
         let _ = watcher.join();

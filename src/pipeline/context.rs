@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 
 use super::RunError;
 use super::instance::Instance;
+use super::role;
 use crate::broker::{self, Broker, BrokerError, Offsets, OutRecord, SchemaRegistry, TopicSettings};
 use crate::config::plan::{BrokerPlan, Plan};
 use crate::config::units;
@@ -23,7 +24,7 @@ use crate::runtime::backoff::Backoff;
 use crate::runtime::clock;
 use crate::runtime::shutdown::Stop;
 use crate::score::Scorer;
-use crate::store::{self, OfflineStore, OnlineStore};
+use crate::store::{self, OfflineStore, OnlineStore, Role};
 use crate::telemetry::board::{Board, Kind, Milestone};
 use crate::telemetry::metrics as names;
 use crate::window::Engine;
@@ -73,6 +74,8 @@ pub struct RunOptions {
     pub until_end: bool,
     /// Start over from the beginning of the topics.
     pub rebuild: bool,
+    /// A version that follows writes its output to topics of its own.
+    pub shadow_topics: bool,
     /// Name of this process; `None` takes a free slot of the host.
     pub instance: Option<String>,
 }
@@ -82,7 +85,9 @@ pub struct RunOptions {
 pub struct Wiring {
     /// The log.
     pub broker: Arc<dyn Broker>,
-    /// The online store, where features are computed.
+    /// What this process may do with its definition.
+    pub role: Role,
+    /// The online store, where features are computed by the version that serves.
     pub online: Option<Arc<dyn OnlineStore>>,
     /// The offline store.
     pub offline: Arc<OfflineStore>,
@@ -108,9 +113,11 @@ impl Wiring {
         let client_id = format!("driftline-{}", plan.name);
         let open_broker = || broker::open(&plan.broker, &client_id);
         let broker = wait_for("broker", stop, patience, open_broker, BrokerError::is_retriable)?;
+        let offline = OfflineStore::open(plan, runtime.clone())?;
+        let role = offline.role()?;
         let mut online = None;
-        if stages.features {
-            let store = store::open_online(plan, runtime.clone())?;
+        if stages.features && !role.is_following() {
+            let store = store::open_online_at(plan, role.epoch(), runtime.clone())?;
             wait_for("online store", stop, patience, || store.ping(), store::OnlineError::is_retriable)?;
             online = Some(store);
         }
@@ -122,8 +129,9 @@ impl Wiring {
         };
         Ok(Self {
             broker,
+            role,
             online,
-            offline: Arc::new(OfflineStore::open(plan, runtime.clone())?),
+            offline: Arc::new(offline),
             registry: model::open_registry(&plan.registry)?,
             schemas,
         })
@@ -182,6 +190,10 @@ pub struct Context {
     /// Model sessions of the workers that have not taken theirs yet.
     slots: Mutex<Vec<Option<ModelSlot>>>,
     pub(super) instance: Instance,
+    /// Stages as asked for, by their short name.
+    stage_name: &'static str,
+    /// The version's role is another by now.
+    pub(super) new_role: AtomicBool,
     /// Partitions whose state has been started over.
     pub(super) rebuilt: Mutex<BTreeSet<i32>>,
     /// Partitions owned by the workers, for `/ready`.
@@ -199,16 +211,31 @@ impl Context {
     /// What does not fit: the model's signature, a changed definition, sources with different numbers of partitions.
     pub fn new(
         plan: Arc<Plan>,
-        stages: Stages,
-        wiring: Wiring,
+        mut stages: Stages,
+        mut wiring: Wiring,
         board: Arc<Board>,
         options: RunOptions,
         stop: Stop,
     ) -> Result<Arc<Self>, RunError> {
         let engine = Engine::new(&plan)?;
+        let stage_name = stages.name();
+        if stages.features {
+            let found = role::begin(&plan, &wiring.offline, &options)?;
+            // Whatever was opened, was opened for the role of that time.
+            if found.is_following() != wiring.role.is_following() || found.epoch() != wiring.role.epoch() {
+                return Err(RunError::Definition(
+                    "another version of the pipeline began to serve just now; start again".into(),
+                ));
+            }
+            wiring.role = found;
+        }
+        if stages.features && wiring.role.is_following() {
+            let score = stages.score && options.shadow_topics;
+            stages = Stages { features: true, score, drift: false, retrain: false };
+        }
         let instance = match &options.instance {
             Some(name) => Instance::named(name),
-            None => Instance::acquire(&plan.name, stages.name()).map_err(|e| {
+            None => Instance::acquire(&plan.name, stage_name).map_err(|e| {
                 RunError::Definition(format!("no instance name could be taken: {e}; give one with --instance"))
             })?,
         };
@@ -224,6 +251,8 @@ impl Context {
             models: Mutex::new(None),
             slots: Mutex::default(),
             instance,
+            stage_name,
+            new_role: AtomicBool::new(false),
             rebuilt: Mutex::default(),
             owned: Mutex::default(),
             drain_drift: Stop::new(),
@@ -258,7 +287,7 @@ impl Context {
     }
 
     fn choose_workers(&self) -> Result<usize, RunError> {
-        let input = if self.stages.features { self.source_topics()[0].to_string() } else { self.plan.features_topic() };
+        let input = if self.stages.features { self.source_topics()[0].to_string() } else { self.features_topic() };
         let partitions = self.wiring.broker.topic(&input)?.map_or(usize::MAX, |t| t.partitions.len().max(1));
         let wanted = match (&self.plan.broker, self.options.workers) {
             (_, Some(n)) => n,
@@ -273,9 +302,11 @@ impl Context {
         self.plan.sources.iter().map(|s| Arc::clone(&s.topic)).collect()
     }
 
-    /// Transactional id of a thread.
+    /// Transactional id of a thread. The same whether the version serves or follows, so that what a killed run has left
+    /// open is rolled back by the next one in either role; another for another version.
     pub(super) fn transactional_id(&self, thread: &str) -> String {
-        format!("{}-{}-{}-{thread}", self.plan.name, self.stages.name(), self.instance.name())
+        let id = format!("{}-{}-{}-{thread}", self.plan.name, self.stage_name, self.instance.name());
+        if self.wiring.role.version() > 1 { format!("{id}-v{}", self.wiring.role.version()) } else { id }
     }
 
     /// Checks that the inputs are there and fit together, and creates the outputs that are not there yet. On the embedded
@@ -310,21 +341,27 @@ impl Context {
                 )));
             }
             partitions = u32::try_from(found[0].1).unwrap_or(default_partitions);
+            if self.is_silent() {
+                return Ok(());
+            }
             for windows in &self.plan.windows {
-                broker.create_topic(&windows.topic, &log(partitions))?;
+                broker.create_topic(&self.out_topic(&windows.topic), &log(partitions))?;
             }
             if !self.stages.score && self.plan.score.is_some() {
-                broker.create_topic(&self.plan.features_topic(), &log(partitions))?;
+                broker.create_topic(&self.features_topic(), &log(partitions))?;
             }
-        } else if let Some(info) = broker.topic(&self.plan.features_topic())? {
+        } else if let Some(info) = broker.topic(&self.features_topic())? {
             partitions = u32::try_from(info.partitions.len()).unwrap_or(default_partitions);
         }
-        broker.create_topic(&self.plan.dead_letter_topic(), &log(1))?;
+        broker.create_topic(&self.out_topic(&self.plan.dead_letter_topic()), &log(1))?;
         if !self.stages.features && self.stages.score {
-            broker.create_topic(&self.plan.features_topic(), &log(partitions))?;
+            broker.create_topic(&self.features_topic(), &log(partitions))?;
         }
         if let Some(score) = &self.plan.score {
-            broker.create_topic(&score.topic, &log(partitions))?;
+            broker.create_topic(&self.out_topic(&score.topic), &log(partitions))?;
+        }
+        if self.is_following() {
+            return Ok(());
         }
         if let Some(labels) = &self.plan.labels
             && embedded

@@ -27,7 +27,7 @@ use crate::runtime::clock;
 use crate::runtime::failpoint;
 use crate::score::{BatchLimits, Batcher, CloseReason, Closed, Scorer, Scores};
 use crate::source::{DeadLetter, Decoded, SourceDecoder, dead_letter};
-use crate::store::{Manifest, OfflineError};
+use crate::store::{Manifest, OfflineError, OnlineError};
 use crate::telemetry::board::Kind;
 use crate::telemetry::metrics::{Step, Steps};
 use crate::window::{Applied, FeatureRows, Published, Task, TaskClock, WindowError, row_columns};
@@ -71,9 +71,21 @@ struct Slot {
     windows: Vec<Vec<RecordBatch>>,
     /// Number of rows since the last checkpoint, those of the open batch among them.
     rows_count: usize,
+    online: Online,
     /// True if anything was applied since the last checkpoint.
     dirty: bool,
     checkpointed: Instant,
+}
+
+/// What the online store has of a task. When another version begins to serve, it gets the rows of all entities once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Online {
+    /// Rows of the version that served before: the task has not come to where that one ended, so none of its own yet.
+    Behind,
+    /// Rows of the entities from this number on are to follow; those of new events go there as they come.
+    From(u32),
+    /// All.
+    Complete,
 }
 
 impl Slot {
@@ -150,6 +162,7 @@ impl<'a> Worker<'a> {
             self.rebalance(&poll)?;
             self.take(&poll.records)?;
             self.advance()?;
+            self.hand_over()?;
             if let Some(closed) = self.batcher.poll(clock::monotonic()) {
                 self.flush(closed)?;
             }
@@ -177,7 +190,11 @@ impl<'a> Worker<'a> {
             // What a lost task applied is not committed, so its next owner will apply it again.
             self.batcher.retain(|(partition, _)| !lost.contains(partition));
         }
-        let gained = numbers(&poll.assigned);
+        let mut gained = numbers(&poll.assigned);
+        // Another version may serve by now: see `role`. The run then ends in order, without these partitions.
+        if !gained.is_empty() && !self.context.keeps_role()? {
+            gained.clear();
+        }
         for partition in &gained {
             let started = clock::monotonic();
             let found = self.starts.lock().remove(partition).unwrap_or(Ok(None))?;
@@ -208,7 +225,7 @@ impl<'a> Worker<'a> {
             _ => Task::new(Arc::clone(&context.engine), partition),
         };
         let topics = context.source_topics();
-        let group = context.plan.group(STAGE);
+        let group = context.group(STAGE);
         let committed =
             context.hold("broker", BrokerError::is_retriable, || context.wiring.broker.committed(&group, &topics))?;
         let committed: Vec<i64> = topics
@@ -225,6 +242,12 @@ impl<'a> Worker<'a> {
             published = Published { next: NextOffset(committed[score.on]), frontier };
             task.resume(&published);
         }
+        let epoch = context.wiring.role.epoch();
+        let handed_over = context.wiring.online.is_none()
+            || context.hold("offline", OfflineError::is_retriable, || {
+                context.wiring.offline.is_handed_over(epoch, partition)
+            })?;
+        let online = if handed_over { Online::Complete } else { Online::Behind };
         self.checkpointer.begin(partition, manifest)?;
         context.rebuilt.lock().insert(partition);
         let now = clock::monotonic();
@@ -237,6 +260,7 @@ impl<'a> Worker<'a> {
             rows: Vec::new(),
             windows: vec![Vec::new(); context.plan.windows.len()],
             rows_count: 0,
+            online,
             dirty: false,
             checkpointed: now,
         })
@@ -303,7 +327,9 @@ impl<'a> Worker<'a> {
                 .iter()
                 .map(|s| self.ends.consumer.caught_up(&TopicPartition::new(Arc::clone(&s.topic), partition)))
                 .collect();
-            if self.context.options.until_end && caught_up.iter().all(|caught_up| *caught_up) {
+            // The end of what a version follows is the end of nothing.
+            let ends = self.context.options.until_end && !self.context.is_following();
+            if ends && caught_up.iter().all(|caught_up| *caught_up) {
                 slot.task.end();
             }
             loop {
@@ -343,13 +369,49 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
+    /// Writes rows of all entities to the online store, some at a turn, where another version served before.
+    fn hand_over(&mut self) -> Result<(), RunError> {
+        let context = self.context;
+        let Some(store) = context.wiring.online.as_deref() else { return Ok(()) };
+        for (partition, slot) in &mut self.slots {
+            if slot.online == Online::Behind {
+                let settled = slot.task.settled();
+                let mut sources = context.plan.sources.iter().zip(settled).zip(&slot.committed);
+                let reached = sources.all(|((source, settled), committed)| {
+                    let at = TopicPartition::new(Arc::clone(&source.topic), *partition);
+                    settled.is_some_and(|next| next.0 >= *committed) || self.ends.consumer.caught_up(&at)
+                });
+                if !reached {
+                    continue;
+                }
+                slot.online = Online::From(0);
+            }
+            let Online::From(first) = slot.online else { continue };
+            let (rows, next) = slot.task.current_rows(first, ADVANCE_ROWS)?;
+            store.write(&rows, &|| context.stop.requested()).map_err(given_up)?;
+            failpoint::hit("features.handing_over");
+            slot.online = next.map_or(Online::Complete, Online::From);
+            if slot.online == Online::Complete {
+                let epoch = context.wiring.role.epoch();
+                context.hold("offline", OfflineError::is_retriable, || {
+                    context.wiring.offline.hand_over(epoch, *partition)
+                })?;
+                tracing::debug!(partition, entities = slot.task.entities(), "the online store has all rows");
+            }
+        }
+        Ok(())
+    }
+
     /// True where nothing is left to read or apply.
     fn at_end(&self) -> bool {
         let sources = &self.context.plan.sources;
         !self.slots.is_empty()
             && self.slots.iter().all(|(partition, slot)| {
                 (0..sources.len()).all(|s| {
-                    slot.task.buffered(s) == 0
+                    // A version that follows goes on holding what the watermark has not passed.
+                    let held = slot.task.is_in_event_time() && self.context.is_following();
+                    (held || slot.task.buffered(s) == 0)
+                        && slot.online == Online::Complete
                         && self.ends.consumer.caught_up(&TopicPartition::new(Arc::clone(&sources[s].topic), *partition))
                 })
             })
@@ -360,9 +422,11 @@ impl<'a> Worker<'a> {
         let context = self.context;
         let mut clock = self.steps.start();
         let (reason, open) = (closed.reason, closed.items);
+        let behind = |partition: &i32| self.slots.get(partition).is_some_and(|slot| slot.online == Online::Behind);
+        let to_write = || open.iter().filter(|(partition, _)| !behind(partition));
         let online = FeatureRows {
-            batch: concat(context, open.iter().map(|(_, applied)| applied.online.batch.clone()))?,
-            sequence: open.iter().flat_map(|(_, applied)| applied.online.sequence.iter().copied()).collect(),
+            batch: concat(context, to_write().map(|(_, applied)| applied.online.batch.clone()))?,
+            sequence: to_write().flat_map(|(_, applied)| applied.online.sequence.iter().copied()).collect(),
         };
         let fresh = open.iter().map(|(partition, applied)| self.not_yet_published(*partition, &applied.rows.batch));
         let fresh = concat(context, fresh.collect::<Result<Vec<_>, _>>()?.into_iter())?;
@@ -378,13 +442,7 @@ impl<'a> Worker<'a> {
             (writer.map(|w| w.join().expect("the online store does not panic")), scores)
         });
         let scores = scores?;
-        if let Some(Err(error)) = written {
-            // The store gives up on a lost server only because a stop was asked for.
-            return Err(match error.is_retriable() {
-                true => RunError::Interrupted { what: "online store", reason: error.to_string() },
-                false => error.into(),
-            });
-        }
+        written.map_or(Ok(()), |written| written.map_err(given_up))?;
         clock.end(Step::OnlineAndScore);
         failpoint::hit("features.after_online");
 
@@ -541,6 +599,14 @@ impl<'a> Worker<'a> {
         }
         self.checkpoints(true)?;
         self.checkpointer.finish()
+    }
+}
+
+/// The online store gives up on a lost server only because a stop was asked for.
+fn given_up(error: OnlineError) -> RunError {
+    match error.is_retriable() {
+        true => RunError::Interrupted { what: "online store", reason: error.to_string() },
+        false => error.into(),
     }
 }
 

@@ -17,7 +17,7 @@ use crate::window::row_columns;
 enum Encoder {
     Predictions(PredictionEncoder),
     Features(FeatureEncoder),
-    /// The pipeline has no model: rows go to the stores only.
+    /// The pipeline has no model, or its version publishes nothing: rows go to the stores only.
     Nothing,
 }
 
@@ -47,20 +47,24 @@ impl Output {
     /// For the stages of this process.
     pub fn new(context: &Context) -> Result<Self, RunError> {
         let plan = &context.plan;
-        let (encoder, topic) = match &plan.score {
+        let (encoder, topic): (_, Arc<str>) = match &plan.score {
             Some(score) if context.stages.score => {
-                (Encoder::Predictions(PredictionEncoder::new(plan, "champion")), Arc::clone(&score.topic))
+                (Encoder::Predictions(PredictionEncoder::new(plan, "champion")), context.out_topic(&score.topic).into())
             }
-            Some(_) => (Encoder::Features(FeatureEncoder::new(plan)), plan.features_topic().into()),
-            None => (Encoder::Nothing, "".into()),
+            Some(_) if !context.is_silent() => {
+                (Encoder::Features(FeatureEncoder::new(plan)), context.features_topic().into())
+            }
+            _ => (Encoder::Nothing, "".into()),
         };
         let partitions = if matches!(encoder, Encoder::Nothing) { 1 } else { partitions_of(context, &topic)? };
-        let windows = if context.stages.features { plan.windows.as_slice() } else { &[] };
+        let emits = context.stages.features && !context.is_silent();
+        let windows = if emits { plan.windows.as_slice() } else { &[] };
         let windows = windows.iter().map(|windows| {
+            let topic = context.out_topic(&windows.topic);
             Ok(WindowOutput {
                 encoder: WindowEncoder::new(plan, windows),
-                topic: Arc::clone(&windows.topic),
-                partitions: partitions_of(context, &windows.topic)?,
+                partitions: partitions_of(context, &topic)?,
+                topic: topic.into(),
                 encoded: Encoded::default(),
                 parts: Vec::new(),
             })
@@ -89,7 +93,8 @@ impl Output {
 
     /// Encodes rows of emitted windows, by their number in the plan, behind those that are encoded already.
     pub fn encode_windows(&mut self, number: usize, partition: i32, rows: &RecordBatch) -> Result<(), RunError> {
-        let windows = &mut self.windows[number];
+        // A version that publishes nothing has none.
+        let Some(windows) = self.windows.get_mut(number) else { return Ok(()) };
         windows.encoder.encode(rows, &mut windows.encoded)?;
         windows.parts.push((partition, windows.encoded.len()));
         Ok(())

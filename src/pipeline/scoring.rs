@@ -65,7 +65,7 @@ impl<'a> Worker<'a> {
         let score = plan.score.as_ref().expect("the caller has a scorer, so there is a [score]");
         let start = Box::new(|_: &TopicPartition| StartAt::Committed);
         Ok(Self {
-            ends: Ends::open(context, STAGE, number, vec![plan.features_topic().into()], start, progress)?,
+            ends: Ends::open(context, STAGE, number, vec![context.features_topic().into()], start, progress)?,
             decoder: FeatureReader::new(plan, Arc::clone(context.engine.schema())),
             scorer,
             account: Account::new(context, STAGE, number),

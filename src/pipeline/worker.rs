@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::RunError;
 use super::context::Context;
+use super::follower::Follower;
 use super::output::{self, Output};
 use super::publish::Publisher;
 use crate::broker::{BrokerError, Consumer, ConsumerSettings, Notes, Offsets, Poll, Producer, StartPolicy};
@@ -127,9 +128,13 @@ impl<'a> Ends<'a> {
         let id = context.transactional_id(&number.to_string());
         // The producer comes first: opening it aborts what a killed predecessor left open, which would hold back readers.
         let producer = context.wiring.broker.producer(transactional.then_some(id.as_str()))?;
-        let group = plan.group(stage);
+        let group = context.group(stage);
         let settings = ConsumerSettings { group, topics, client_id: id, start, static_member: None };
-        let consumer = context.wiring.broker.consumer(settings)?;
+        let mut consumer = context.wiring.broker.consumer(settings)?;
+        if context.is_following() {
+            let broker = Arc::clone(&context.wiring.broker);
+            consumer = Box::new(Follower::new(consumer, broker, plan.group(stage), context.followed_topics()?));
+        }
         Ok(Self {
             context,
             name: name(stage, number),
@@ -173,11 +178,12 @@ impl<'a> Ends<'a> {
         let Self { context, consumer, producer, output, .. } = self;
         producer.note(notes);
         consumer.note(notes);
+        let dead = if context.is_silent() { &[] } else { dead };
         Publisher {
             producer: producer.as_mut(),
             consumer: consumer.as_mut(),
             transactional: self.transactional,
-            dead_letters: &context.plan.dead_letter_topic(),
+            dead_letters: &context.out_topic(&context.plan.dead_letter_topic()),
             stop: &context.stop,
             holding: &|error, backoff| context.holding("broker", error, backoff),
         }

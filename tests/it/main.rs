@@ -19,5 +19,6 @@ mod servers;
 mod shipped;
 mod source_plan;
 mod stores;
+mod versions;
 mod windows;
 mod workers;
