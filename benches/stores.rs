@@ -159,7 +159,9 @@ fn stores(c: &mut Criterion) {
             let checkpoint = Checkpoint {
                 partition: 0,
                 next: Offsets::new(),
+                parts: Vec::new(),
                 state: Vec::new(),
+                follows: false,
                 rows: batches.clone(),
                 windows: Vec::new(),
                 previous: previous.as_ref(),

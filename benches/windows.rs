@@ -272,6 +272,69 @@ fn exact(criterion: &mut Criterion) {
     group_of.finish();
 }
 
+/// Entities whose state a worker copies at a time.
+const SLICE: usize = 4096;
+
+/// Prints what checkpoints of a million entities cost the thread that applies events, one slice after each poll, and how large
+/// they are.
+fn checkpoints(_: &mut Criterion) {
+    let groups = vec![
+        group(column("amount", DataType::Float64), &WINDOWS),
+        group(column("quantity", DataType::Int64), &WINDOWS),
+    ];
+    let mut task = Task::new(Engine::new(&plan(groups, Duration::from_secs(10))).expect("a valid plan"), 0);
+    let mut stream = Stream::new(0.0, 0.0, 1);
+    stream.step_us = 90 * DAY * 1000 / 5_000_000;
+    let poll = |task: &mut Task, stream: &mut Stream, keys: u64| {
+        let keys: Vec<u64> = (0..POLL).map(|_| stream.random.random_range(0..keys)).collect();
+        let batch = stream.poll_of(&keys);
+        let start = monotonic();
+        apply(task, batch);
+        start.elapsed()
+    };
+    for _ in 0..5000 {
+        poll(&mut task, &mut stream, 1_000_000);
+    }
+    let mut checkpoint = |changed: u64| {
+        // Few enough that the sweep's own changes do not hide those of the events.
+        for _ in 0..changed.div_ceil(POLL as u64) {
+            poll(&mut task, &mut stream, changed.max(1));
+        }
+        let (mut pauses, mut polls) = (Vec::new(), Vec::new());
+        let (mut entities, mut bytes) = (0, 0);
+        let start = monotonic();
+        let extent = task.begin_checkpoint().expect("columns can be built");
+        pauses.push(start.elapsed());
+        loop {
+            let start = monotonic();
+            let slice = task.checkpoint_slice(SLICE);
+            pauses.push(start.elapsed());
+            entities += slice.batches.iter().map(RecordBatch::num_rows).sum::<usize>();
+            bytes += slice.batches.iter().map(RecordBatch::get_array_memory_size).sum::<usize>();
+            if slice.last {
+                break;
+            }
+            polls.push(poll(&mut task, &mut stream, 1_000_000));
+        }
+        pauses.sort_unstable();
+        let ms = |at: usize| pauses[at.min(pauses.len() - 1)].as_secs_f64() * 1000.0;
+        println!(
+            "checkpoint: {extent:?} of {} entities, {entities} in it, {} MiB; {} pauses, p50 {:.2} ms, p99 {:.2} ms, longest {:.2} ms; \
+             an event meanwhile {:.2} us",
+            task.entities(),
+            bytes >> 20,
+            pauses.len(),
+            ms(pauses.len() / 2),
+            ms(pauses.len() * 99 / 100),
+            ms(pauses.len()),
+            polls.iter().sum::<Duration>().as_secs_f64() * 1e6 / (POLL * polls.len().max(1)) as f64,
+        );
+    };
+    for changed in [0, 10_000, 100_000, 300_000] {
+        checkpoint(changed);
+    }
+}
+
 /// Not a timing: prints the bytes of state of a million entities with 50 feature values each.
 fn memory(_: &mut Criterion) {
     let groups = || {
@@ -298,5 +361,5 @@ fn memory(_: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, throughput, exact, memory);
+criterion_group!(benches, throughput, exact, checkpoints, memory);
 criterion_main!(benches);

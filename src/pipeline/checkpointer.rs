@@ -1,4 +1,7 @@
 //! The thread that writes a worker's checkpoints, one after the other.
+//!
+//! State arrives in slices and is written in parts as they fill, each a file, so that no more than a part waits in memory.
+//! A checkpoint counts when its manifest is written, last of all.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,11 +15,18 @@ use super::RunError;
 use super::context::Context;
 use crate::broker::Offsets;
 use crate::runtime::backoff::Backoff;
-use crate::store::{Checkpoint, Manifest};
-use crate::telemetry::metrics::{Step, Steps};
+use crate::store::{Checkpoint, Manifest, OfflineError, StateFile};
+use crate::telemetry::metrics::{CHECKPOINT_BYTES, Step, Steps};
+use crate::window::Extent;
 
 /// Attempts at a checkpoint after a stop was asked for. What is not written then is computed again at the next start.
 const LAST_ATTEMPTS: u32 = 5;
+
+/// State is written when so many bytes have come.
+const PART_BYTES: usize = 64 << 20;
+
+/// Slices and checkpoints that may be on their way before the worker has to wait.
+const ROOM: usize = 2;
 
 /// A checkpoint to be written.
 pub(super) struct Job {
@@ -24,8 +34,10 @@ pub(super) struct Job {
     pub partition: i32,
     /// Next offset to read, by source partition.
     pub next: Offsets,
-    /// State.
+    /// The last of its state.
     pub state: Vec<RecordBatch>,
+    /// How much of the state it holds.
+    pub extent: Extent,
     /// Feature rows since the last checkpoint.
     pub rows: Vec<RecordBatch>,
     /// Rows of emitted windows since the last checkpoint, by name.
@@ -35,15 +47,28 @@ pub(super) struct Job {
 enum Message {
     /// A task was restored from this manifest: its next checkpoint follows it.
     Begin(i32, Option<Box<Manifest>>),
+    /// State of a task's checkpoint to come.
+    Slice(i32, Vec<RecordBatch>),
     Write(Job),
 }
 
 /// What a partition's next checkpoint follows.
 enum Chain {
-    /// This checkpoint, or none.
-    At(Option<Box<Manifest>>),
+    At(Box<Next>),
     /// One that was not written: its rows are in no file, so no later checkpoint may take their offsets as done.
     Broken,
+}
+
+/// The next checkpoint of a partition.
+#[derive(Default)]
+struct Next {
+    /// The one before, if there is one.
+    previous: Option<Box<Manifest>>,
+    /// Parts of its state that are written.
+    parts: Vec<StateFile>,
+    /// State that is not.
+    state: Vec<RecordBatch>,
+    bytes: usize,
 }
 
 /// See the module.
@@ -57,8 +82,7 @@ pub(super) struct Checkpointer {
 impl Checkpointer {
     /// Starts the thread of worker `number`.
     pub fn start(context: &Arc<Context>, number: usize) -> Result<Self, RunError> {
-        // A channel of one: the worker may prepare one checkpoint while another is written, never more.
-        let (messages, inbox) = mpsc::sync_channel(1);
+        let (messages, inbox) = mpsc::sync_channel(ROOM);
         let (failed, errors) = mpsc::channel();
         let outstanding = Arc::new(AtomicUsize::new(0));
         let (context, counter) = (Arc::clone(context), Arc::clone(&outstanding));
@@ -72,10 +96,12 @@ impl Checkpointer {
                         Message::Begin(partition, manifest) => {
                             // What a killed run has left: without new rows no checkpoint would come to sweep it.
                             sweep(&context, partition);
-                            chains.insert(partition, Chain::At(manifest));
+                            chains
+                                .insert(partition, Chain::At(Box::new(Next { previous: manifest, ..Next::default() })));
+                            continue;
                         }
-                        Message::Write(job) => {
-                            let result = write(&context, &steps, &mut chains, job);
+                        message => {
+                            let result = write(&context, &steps, &mut chains, message);
                             counter.fetch_sub(1, Ordering::Release);
                             if let Err(error) = result {
                                 // The worker reads it at its next turn and ends; it may have ended already.
@@ -100,7 +126,18 @@ impl Checkpointer {
         self.outstanding.load(Ordering::Acquire) > 0
     }
 
-    /// Hands over a checkpoint; waits while two are outstanding.
+    /// True where handing over will not wait.
+    pub fn has_room(&self) -> bool {
+        self.outstanding.load(Ordering::Acquire) < ROOM
+    }
+
+    /// Hands over state of a checkpoint to come; waits where there is no room.
+    pub fn slice(&self, partition: i32, state: Vec<RecordBatch>) -> Result<(), RunError> {
+        self.outstanding.fetch_add(1, Ordering::AcqRel);
+        self.send(Message::Slice(partition, state))
+    }
+
+    /// Hands over a checkpoint, all of whose state is handed over before or is in it; waits where there is no room.
     pub fn write(&self, job: Job) -> Result<(), RunError> {
         self.outstanding.fetch_add(1, Ordering::AcqRel);
         self.send(Message::Write(job))
@@ -142,30 +179,94 @@ impl Drop for Checkpointer {
     }
 }
 
-fn write(context: &Context, steps: &Steps, chains: &mut BTreeMap<i32, Chain>, job: Job) -> Result<(), RunError> {
-    let mut clock = steps.start();
-    let mut backoff = Backoff::for_server();
-    let partition = job.partition;
-    let previous = match chains.remove(&partition) {
-        Some(Chain::At(manifest)) => manifest,
+fn write(
+    context: &Context,
+    steps: &Steps,
+    chains: &mut BTreeMap<i32, Chain>,
+    message: Message,
+) -> Result<(), RunError> {
+    let partition = match &message {
+        Message::Begin(partition, _) | Message::Slice(partition, _) => *partition,
+        Message::Write(job) => job.partition,
+    };
+    let mut next = match chains.remove(&partition) {
+        Some(Chain::At(next)) => next,
         Some(Chain::Broken) => {
             chains.insert(partition, Chain::Broken);
             return Ok(());
         }
-        None => None,
+        None => Box::default(),
     };
-    let Job { next, state, rows, windows, .. } = job;
-    let checkpoint = Checkpoint { partition, next, state, rows, windows, previous: previous.as_deref() };
+    let done = match message {
+        Message::Begin(..) => true,
+        Message::Slice(_, state) => take(context, partition, &mut next, state)?,
+        Message::Write(job) => {
+            let mut clock = steps.start();
+            let done = commit(context, &mut next, job)?;
+            clock.end(Step::Checkpoint);
+            done
+        }
+    };
+    chains.insert(partition, if done { Chain::At(next) } else { Chain::Broken });
+    Ok(())
+}
+
+/// Takes state of the checkpoint to come, and writes a part where there is enough for one. False where that was given up.
+fn take(context: &Context, partition: i32, next: &mut Next, state: Vec<RecordBatch>) -> Result<bool, RunError> {
+    next.bytes += state.iter().map(RecordBatch::get_array_memory_size).sum::<usize>();
+    next.state.extend(state);
+    if next.bytes < PART_BYTES {
+        return Ok(true);
+    }
+    let (offline, previous) = (&context.wiring.offline, next.previous.as_deref());
+    let part = || offline.write_state(partition, previous, next.parts.len(), &next.state);
+    let Some(part) = patiently(context, partition, part)? else { return Ok(false) };
+    next.parts.extend(part);
+    (next.state, next.bytes) = (Vec::new(), 0);
+    Ok(true)
+}
+
+/// Writes a checkpoint. False where that was given up.
+fn commit(context: &Context, next: &mut Next, job: Job) -> Result<bool, RunError> {
+    let Next { previous, parts, mut state, .. } = std::mem::take(next);
+    let Job { partition, next: offsets, state: rest, extent, rows, windows } = job;
+    state.extend(rest);
+    let checkpoint = Checkpoint {
+        partition,
+        next: offsets,
+        parts,
+        state,
+        follows: extent == Extent::Changes,
+        rows,
+        windows,
+        previous: previous.as_deref(),
+    };
+    let Some(manifest) = patiently(context, partition, || context.wiring.offline.commit(&checkpoint))? else {
+        return Ok(false);
+    };
+    let before = checkpoint.previous.filter(|_| checkpoint.follows).map_or(0, |m| m.state_files().count());
+    let bytes = manifest.state_files().skip(before).map(|file| file.bytes).sum();
+    let extent = if checkpoint.follows { "changes" } else { "whole" };
+    metrics::counter!(CHECKPOINT_BYTES, "pipeline" => context.plan.name.clone(), "extent" => extent).increment(bytes);
+    sweep(context, partition);
+    next.previous = Some(Box::new(manifest));
+    Ok(true)
+}
+
+/// Repeats a write until it succeeds. Gives up, with nothing, some attempts after a stop was asked for.
+fn patiently<T>(
+    context: &Context,
+    partition: i32,
+    write: impl Fn() -> Result<T, OfflineError>,
+) -> Result<Option<T>, RunError> {
+    let mut backoff = Backoff::for_server();
     loop {
-        match context.wiring.offline.commit(&checkpoint) {
-            Ok(manifest) => {
+        match write() {
+            Ok(written) => {
                 if backoff.attempts() > 0 {
                     tracing::info!(partition, "the offline store is back, the checkpoint is written");
                 }
-                sweep(context, partition);
-                chains.insert(partition, Chain::At(Some(Box::new(manifest))));
-                clock.end(Step::Checkpoint);
-                return Ok(());
+                return Ok(Some(written));
             }
             Err(error) if error.is_retriable() => {
                 context.holding("offline", &error, &backoff);
@@ -174,8 +275,7 @@ fn write(context: &Context, steps: &Steps, chains: &mut BTreeMap<i32, Chain>, jo
                         partition,
                         "stopping without this checkpoint; the next start computes its rows again: {error}"
                     );
-                    chains.insert(partition, Chain::Broken);
-                    return Ok(());
+                    return Ok(None);
                 }
             }
             Err(error) => return Err(error.into()),

@@ -7,6 +7,8 @@
 //! After a crash the task is restored from its newest checkpoint and reads on from there; rows below the committed offset
 //! are computed again for the offline files, but neither produced nor committed again.
 
+mod checkpoints;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,13 +18,14 @@ use arrow::compute::{concat_batches, filter_record_batch};
 use arrow::datatypes::{Int64Type, TimestampMillisecondType};
 use parking_lot::Mutex;
 
+use self::checkpoints::Open;
 use super::RunError;
 use super::account::{Account, Ledger, sample};
-use super::checkpointer::{Checkpointer, Job};
+use super::checkpointer::Checkpointer;
 use super::context::Context;
 use super::worker::{self, Ends, IDLE_POLL, Progress};
 use crate::broker::{BrokerError, NextOffset, Notes, Offsets, Poll, Records, StartAt, TopicPartition};
-use crate::config::plan::{OfflinePlan, SourcePlan};
+use crate::config::plan::SourcePlan;
 use crate::runtime::clock;
 use crate::runtime::failpoint;
 use crate::score::{BatchLimits, Batcher, CloseReason, Closed, Scorer, Scores};
@@ -75,6 +78,8 @@ struct Slot {
     /// True if anything was applied since the last checkpoint.
     dirty: bool,
     checkpointed: Instant,
+    /// The checkpoint being taken.
+    open: Option<Open>,
 }
 
 /// What the online store has of a task. When another version begins to serve, it gets the rows of all entities once.
@@ -86,16 +91,6 @@ enum Online {
     From(u32),
     /// All.
     Complete,
-}
-
-impl Slot {
-    /// True where there are rows or time enough for a checkpoint. Rows gather while one is being written, up to twice the
-    /// limit; then a slow disk holds the stream back instead of filling memory.
-    fn is_due(&self, offline: &OfflinePlan, busy: bool, now: Instant) -> bool {
-        let full = self.rows_count >= if busy { 2 * offline.checkpoint_rows } else { offline.checkpoint_rows };
-        let old = now.saturating_duration_since(self.checkpointed) >= offline.checkpoint_interval;
-        full || (old && !busy)
-    }
 }
 
 struct Worker<'a> {
@@ -179,7 +174,8 @@ impl<'a> Worker<'a> {
             let waits = |source| slot.task.buffered(source) > 0;
             !slot.task.is_in_event_time() && (0..self.context.engine.sources()).any(waits)
         });
-        worker::poll_wait(self.batcher.deadline(), if held { HELD_POLL } else { IDLE_POLL })
+        let idle = if held { HELD_POLL } else { IDLE_POLL };
+        worker::poll_wait(self.batcher.deadline(), if self.has_slices() { Duration::ZERO } else { idle })
     }
 
     /// Drops the tasks that were lost and builds those that were gained.
@@ -263,6 +259,7 @@ impl<'a> Worker<'a> {
             online,
             dirty: false,
             checkpointed: now,
+            open: None,
         })
     }
 
@@ -547,51 +544,6 @@ impl<'a> Worker<'a> {
         self.account.holds(lag, entities, bytes);
     }
 
-    /// Hands due checkpoints to the checkpoint thread. With `last`, all that hold anything new.
-    fn checkpoints(&mut self, last: bool) -> Result<(), RunError> {
-        self.checkpointer.check()?;
-        let (context, now) = (self.context, clock::monotonic());
-        let due = |slot: &Slot, busy| slot.dirty && (last || slot.is_due(&context.plan.offline, busy, now));
-        let busy = self.checkpointer.is_busy();
-        if !self.slots.values().any(|slot| due(slot, busy)) {
-            return Ok(());
-        }
-        // While a batch is open, the state is ahead of the committed offsets.
-        if let Some(closed) = self.batcher.checkpoint() {
-            self.flush(closed)?;
-        }
-        for (partition, slot) in &mut self.slots {
-            if !due(slot, self.checkpointer.is_busy()) {
-                continue;
-            }
-            let mut clock = self.steps.start();
-            let positions = slot.task.next();
-            let next = positions.iter().zip(&context.plan.sources);
-            let next = next.filter_map(|(next, source)| {
-                next.map(|n| (TopicPartition::new(Arc::clone(&source.topic), *partition), n))
-            });
-            let job = Job {
-                partition: *partition,
-                next: next.collect(),
-                state: slot.task.snapshot()?,
-                rows: std::mem::take(&mut slot.rows),
-                windows: context
-                    .plan
-                    .windows
-                    .iter()
-                    .map(|w| w.name.clone())
-                    .zip(slot.windows.iter_mut().map(std::mem::take))
-                    .collect(),
-            };
-            clock.end(Step::Snapshot);
-            self.checkpointer.write(job)?;
-            slot.rows_count = 0;
-            slot.dirty = false;
-            slot.checkpointed = now;
-        }
-        Ok(())
-    }
-
     /// Publishes what is open, writes a last checkpoint, leaves the group.
     fn end(mut self) -> Result<(), RunError> {
         if let Some(closed) = self.batcher.shut_down() {
@@ -669,8 +621,14 @@ fn newest_checkpoint(context: &Context, partition: i32) -> Result<Option<Manifes
     match newest {
         // Starting over goes on with the numbers of the checkpoints, and with none of their contents.
         Some(manifest) if context.is_rebuilt(partition) => {
-            let nothing =
-                Manifest { next: Offsets::new(), state: None, files: Vec::new(), windows: Vec::new(), ..manifest };
+            let nothing = Manifest {
+                next: Offsets::new(),
+                state: None,
+                updates: Vec::new(),
+                files: Vec::new(),
+                windows: Vec::new(),
+                ..manifest
+            };
             Ok(Some(Manifest { definition: context.plan.definition.clone(), ..nothing }))
         }
         Some(manifest) if manifest.definition != context.plan.definition => Err(RunError::DefinitionChanged {

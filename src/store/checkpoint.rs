@@ -13,7 +13,7 @@ use object_store::{ObjectStoreExt as _, WriteMultipart};
 
 use super::manifest::{
     DataFile, KEPT, Manifest, StateFile, WINDOWS, WindowFile, data_file_name, manifest_folder, manifest_path,
-    rows_folder, sequence_of, state_folder, windows_folder,
+    part_file_name, rows_folder, sequence_of, state_folder, windows_folder,
 };
 use super::offline::{OfflineError, OfflineStore};
 use crate::broker::Offsets;
@@ -34,8 +34,12 @@ pub struct Checkpoint<'a> {
     pub partition: i32,
     /// First offset of each source that is not in `state` yet.
     pub next: Offsets,
-    /// The task's whole state, in batches of one schema.
+    /// Parts of the state that [`OfflineStore::write_state`] has written.
+    pub parts: Vec<StateFile>,
+    /// The rest of the state, in batches of one schema.
     pub state: Vec<RecordBatch>,
+    /// True where the state holds what changed since `previous`, false where it is the whole.
+    pub follows: bool,
     /// Feature rows since the checkpoint before, in batches of one schema.
     pub rows: Vec<RecordBatch>,
     /// Rows of emitted windows since the checkpoint before, by the windows' name, each in batches of one schema.
@@ -60,21 +64,44 @@ impl OfflineStore {
         Ok(None)
     }
 
-    /// The state of a checkpoint, in the batches it is stored in; none where there was no state.
+    /// The state of a checkpoint, in the batches it is stored in, in the order they were written; none where there was no
+    /// state.
     ///
     /// # Errors
     /// Where the file cannot be read or is not what was written.
     pub fn load_state(&self, manifest: &Manifest) -> Result<Vec<RecordBatch>, OfflineError> {
-        let Some(state) = &manifest.state else { return Ok(Vec::new()) };
-        let batches = self.batches(&state.path, state.bytes, None)?.collect::<Result<Vec<_>, _>>()?;
-        let rows: u64 = batches.iter().map(|b| b.num_rows() as u64).sum();
-        if rows != state.rows {
-            return Err(OfflineError::corrupt(
-                &state.path,
-                format!("{rows} rows where the manifest says {}", state.rows),
-            ));
+        let mut all = Vec::new();
+        for state in manifest.state_files() {
+            let batches = self.batches(&state.path, state.bytes, None)?.collect::<Result<Vec<_>, _>>()?;
+            let rows: u64 = batches.iter().map(|b| b.num_rows() as u64).sum();
+            if rows != state.rows {
+                return Err(OfflineError::corrupt(
+                    &state.path,
+                    format!("{rows} rows where the manifest says {}", state.rows),
+                ));
+            }
+            all.extend(batches);
         }
-        Ok(batches)
+        Ok(all)
+    }
+
+    /// Writes a part of the state of a checkpoint to come, `part` being the number of those before it: so that nobody has to
+    /// hold the whole in memory. It is on disk when this returns, and counts once [`OfflineStore::commit`] names it.
+    ///
+    /// # Errors
+    /// Where the store does not take it. The same part can then be written again.
+    pub fn write_state(
+        &self,
+        partition: i32,
+        previous: Option<&Manifest>,
+        part: usize,
+        batches: &[RecordBatch],
+    ) -> Result<Option<StateFile>, OfflineError> {
+        let sequence = previous.map_or(0, |m| m.sequence) + 1;
+        let path = format!("{}/{}", state_folder(partition), part_file_name(sequence, rand::random(), part));
+        let written = self.write_arrow(&path, batches, true)?;
+        self.failpoint("offline.part_written", &path)?;
+        Ok(written.map(|(rows, bytes)| StateFile { path, rows, bytes }))
     }
 
     /// Commits a checkpoint: rows file, state file, then the manifest that names both. All are on disk when this returns.
@@ -131,7 +158,7 @@ impl OfflineStore {
         let mut named: BTreeSet<String> = newest.files.iter().map(|f| f.path.clone()).collect();
         for sequence in kept {
             let manifest = self.manifest(partition, sequence)?;
-            named.extend(manifest.and_then(|m| m.state).map(|s| s.path));
+            named.extend(manifest.iter().flat_map(Manifest::state_files).map(|s| s.path.clone()));
         }
         named.extend(newest.windows.iter().map(|f| f.path.clone()));
         let windows = self.folders(WINDOWS)?;
@@ -190,7 +217,7 @@ impl OfflineStore {
         let mut files = checkpoint.previous.map_or_else(Vec::new, |m| m.files.clone());
         let path = format!("{}/{name}", rows_folder(partition));
         self.failpoint("offline.before_rows", &path)?;
-        if let Some((rows, bytes)) = self.write_arrow(&path, &checkpoint.rows)? {
+        if let Some((rows, bytes)) = self.write_arrow(&path, &checkpoint.rows, false)? {
             written.push(path.clone());
             let (from, to) = instants(&checkpoint.rows, row_columns::EVENT_TIME)
                 .ok_or_else(|| OfflineError::corrupt(&path, "feature rows without an event time"))?;
@@ -199,7 +226,7 @@ impl OfflineStore {
         let mut windows = checkpoint.previous.map_or_else(Vec::new, |m| m.windows.clone());
         for (window, emitted) in &checkpoint.windows {
             let path = format!("{}/{name}", windows_folder(window, partition));
-            if let Some((rows, bytes)) = self.write_arrow(&path, emitted)? {
+            if let Some((rows, bytes)) = self.write_arrow(&path, emitted, false)? {
                 written.push(path.clone());
                 let (from, to) = instants(emitted, emitted_columns::END)
                     .ok_or_else(|| OfflineError::corrupt(&path, "rows of windows without an end"))?;
@@ -208,11 +235,14 @@ impl OfflineStore {
         }
         self.failpoint("offline.rows_written", &path)?;
         let path = format!("{}/{name}", state_folder(partition));
-        let state = self.write_arrow(&path, &checkpoint.state)?.map(|(rows, bytes)| {
+        let rest = self.write_arrow(&path, &checkpoint.state, true)?.map(|(rows, bytes)| {
             written.push(path.clone());
             StateFile { path: path.clone(), rows, bytes }
         });
         self.failpoint("offline.state_written", &path)?;
+        let before = checkpoint.previous.filter(|_| checkpoint.follows).into_iter().flat_map(Manifest::state_files);
+        let mut updates: Vec<StateFile> = before.chain(&checkpoint.parts).cloned().chain(rest).collect();
+        let state = (!updates.is_empty()).then(|| updates.remove(0));
         Ok(Manifest {
             format: Manifest::FORMAT,
             pipeline: self.pipeline.clone(),
@@ -222,15 +252,22 @@ impl OfflineStore {
             created_at: clock::now_ms(),
             next: checkpoint.next.clone(),
             state,
+            updates,
             files,
             windows,
         })
     }
 
-    /// Writes batches as one Arrow IPC file and waits until it is on disk. Returns rows and bytes; nothing is written
-    /// where there are no rows.
-    fn write_arrow(&self, path: &str, batches: &[RecordBatch]) -> Result<Option<(u64, u64)>, OfflineError> {
-        let batches: Vec<&RecordBatch> = batches.iter().filter(|b| b.num_rows() > 0).collect();
+    /// Writes batches as one Arrow IPC file and waits until it is on disk. Returns rows and bytes. Where there are no rows,
+    /// nothing is written unless the schema is worth keeping: its metadata say something.
+    fn write_arrow(
+        &self,
+        path: &str,
+        batches: &[RecordBatch],
+        keep_schema: bool,
+    ) -> Result<Option<(u64, u64)>, OfflineError> {
+        let schema_only = batches.first().filter(|_| keep_schema && batches.iter().all(|b| b.num_rows() == 0));
+        let batches: Vec<&RecordBatch> = batches.iter().filter(|b| b.num_rows() > 0).chain(schema_only).collect();
         let Some(first) = batches.first() else { return Ok(None) };
         let schema = first.schema();
         let upload = self

@@ -2,8 +2,9 @@
 //!
 //! | state of the files after a crash | what holds |
 //! |---|---|
+//! | parts of the state written, no manifest | the previous checkpoint; the parts are swept |
 //! | feature rows written, no manifest | the previous checkpoint; the rows file is swept |
-//! | state written too, no manifest | the previous checkpoint; both files are swept |
+//! | the rest of the state written too, no manifest | the previous checkpoint; all these files are swept |
 //! | manifest written | the new checkpoint |
 
 use serde::{Deserialize, Serialize};
@@ -32,8 +33,12 @@ pub struct Manifest {
     /// First offset of each source that is not in the state yet.
     #[serde(with = "offsets")]
     pub next: Offsets,
-    /// The state; `None` where there was nothing to keep.
+    /// The whole state, or the first part of it; `None` where there was nothing to keep.
     pub state: Option<StateFile>,
+    /// State files to be read after it, in this order: its other parts, then what changed since, one checkpoint after the
+    /// other. Their number is bounded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub updates: Vec<StateFile>,
     /// All feature rows of this task up to `next`, oldest file first.
     pub files: Vec<DataFile>,
     /// All rows of emitted windows of this task up to `next`, oldest file first.
@@ -92,6 +97,11 @@ pub struct WindowFile {
 impl Manifest {
     /// Version of the format that this driftline writes, and the only one it reads.
     pub const FORMAT: u32 = 1;
+
+    /// All files of the state, in the order to read them.
+    pub fn state_files(&self) -> impl Iterator<Item = &StateFile> {
+        self.state.iter().chain(&self.updates)
+    }
 
     /// Feature rows over all files.
     pub fn rows(&self) -> u64 {
@@ -160,6 +170,11 @@ pub(super) fn data_file_name(sequence: u64, unique: u32) -> String {
     format!("{sequence:020}-{unique:08x}.arrow")
 }
 
+/// Name of a part of a checkpoint's state, counted from 0.
+pub(super) fn part_file_name(sequence: u64, unique: u32, part: usize) -> String {
+    format!("{sequence:020}-{unique:08x}-{part}.arrow")
+}
+
 /// The checkpoint that a file belongs to, by its name.
 pub(super) fn sequence_of(path: &str) -> Option<u64> {
     let name = path.rsplit('/').next()?;
@@ -185,6 +200,7 @@ mod tests {
             created_at: 1_700_000_000_000,
             next: [(TopicPartition::new("purchases", 3), NextOffset(41))].into(),
             state: Some(StateFile { path: "state/partition=3/x.arrow".into(), rows: 1, bytes: 2 }),
+            updates: Vec::new(),
             files: vec![DataFile {
                 path: "features/partition=3/x.arrow".into(),
                 definition: "00ff".into(),
@@ -201,12 +217,22 @@ mod tests {
             r#"{"format":1,"pipeline":"churn","definition":"00ff","partition":3,"sequence":7,"created_at":1700000000000,"next":[{"topic":"purchases","partition":3,"offset":41}],"state":{"path":"state/partition=3/x.arrow","rows":1,"bytes":2},"files":[{"path":"features/partition=3/x.arrow","definition":"00ff","rows":5,"bytes":6,"from":-1,"to":9}]}"#
         );
         assert_eq!(serde_json::from_str::<Manifest>(&text).unwrap(), manifest);
+        let update = StateFile { path: "state/partition=3/y.arrow".into(), rows: 3, bytes: 4 };
+        let manifest = Manifest { updates: vec![update], ..manifest };
+        let text = serde_json::to_string(&manifest).unwrap();
+        assert!(
+            text.contains(r#","updates":[{"path":"state/partition=3/y.arrow","rows":3,"bytes":4}],"files""#),
+            "{text}"
+        );
+        assert_eq!(serde_json::from_str::<Manifest>(&text).unwrap(), manifest);
+        assert_eq!(manifest.state_files().map(|file| file.bytes).collect::<Vec<_>>(), [2, 4]);
     }
 
     #[test]
     fn names_tell_their_checkpoint() {
         assert_eq!(manifest_path(3, 7), "manifest/partition=3/00000000000000000007.json");
         assert_eq!(data_file_name(7, 0xabc), "00000000000000000007-00000abc.arrow");
+        assert_eq!(sequence_of(&part_file_name(7, 0xabc, 12)), Some(7));
         assert_eq!(sequence_of("a/00000000000000000007-00000abc.arrow"), Some(7));
         assert_eq!(sequence_of("a/notes.txt"), None);
         assert_eq!(sequence_of("a/+0000000000000000007.json"), None);

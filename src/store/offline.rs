@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <url>/<pipeline>/features/partition=<p>/<sequence>-<unique>.arrow    feature rows since the checkpoint before
-//!                  state/partition=<p>/<sequence>-<unique>.arrow       the task's whole state
+//!                  state/partition=<p>/<sequence>-<unique>.arrow       the task's state, or what changed of it
 //!                  manifest/partition=<p>/<sequence>.json              written last: the commit
 //!                  versions/, v<number>/…                              other versions of the definition, see `versions`
 //! ```

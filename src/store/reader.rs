@@ -82,7 +82,7 @@ impl OfflineStore {
             files: m.files.len(),
             rows: m.rows(),
             bytes: m.files.iter().map(|f| f.bytes).sum(),
-            state_bytes: m.state.map_or(0, |s| s.bytes),
+            state_bytes: m.state_files().map(|s| s.bytes).sum(),
             definition: m.definition,
             next: m.next,
         };

@@ -41,7 +41,7 @@ names! {
     gauge LAG = "driftline_source_lag_records";
     /// Seconds from a record's timestamp in the log to its committed prediction (or feature row). Labels: pipeline.
     histogram END_TO_END = "driftline_run_event_to_output_seconds";
-    /// Seconds a batch spent in one step. Labels: pipeline, step (decode, window, online_and_score, score, encode, commit, snapshot, checkpoint).
+    /// Seconds a batch spent in one step. Labels: pipeline, step (decode, window, online_and_score, score, encode, commit, checkpoint).
     histogram STEP = "driftline_run_step_seconds";
     /// Micro-batches by the reason they closed for. Labels: pipeline, reason (rows, bytes, linger, checkpoint, shutdown).
     counter BATCHES = "driftline_score_batches_total";
@@ -61,6 +61,10 @@ names! {
     counter OFFLINE_ROWS = "driftline_offline_rows_written_total";
     /// Checkpoints committed. Labels: pipeline.
     counter CHECKPOINTS = "driftline_checkpoint_commits_total";
+    /// Seconds that a worker's thread stood still for a checkpoint at a time: to begin it, and for each slice of state copied. Labels: pipeline.
+    histogram CHECKPOINT_PAUSE = "driftline_checkpoint_pause_seconds";
+    /// Bytes of state written in committed checkpoints. Labels: pipeline, extent (whole, changes).
+    counter CHECKPOINT_BYTES = "driftline_checkpoint_state_bytes_total";
     /// Waits for something that was away and came back or did not. Labels: pipeline, what (broker, online, offline, registry).
     counter HOLDS = "driftline_run_holds_total";
     /// Windows judged by the drift monitor. Labels: pipeline.
@@ -127,24 +131,14 @@ pub enum Step {
     Encode,
     /// Records are sent and committed.
     Commit,
-    /// State is copied for a checkpoint.
-    Snapshot,
     /// A checkpoint is written.
     Checkpoint,
 }
 
 impl Step {
     /// All of them, in the order of their numbers.
-    const ALL: [Self; 8] = [
-        Self::Decode,
-        Self::Window,
-        Self::OnlineAndScore,
-        Self::Score,
-        Self::Encode,
-        Self::Commit,
-        Self::Snapshot,
-        Self::Checkpoint,
-    ];
+    const ALL: [Self; 7] =
+        [Self::Decode, Self::Window, Self::OnlineAndScore, Self::Score, Self::Encode, Self::Commit, Self::Checkpoint];
 
     fn name(self) -> &'static str {
         match self {
@@ -154,7 +148,6 @@ impl Step {
             Self::Score => "score",
             Self::Encode => "encode",
             Self::Commit => "commit",
-            Self::Snapshot => "snapshot",
             Self::Checkpoint => "checkpoint",
         }
     }

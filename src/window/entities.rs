@@ -8,6 +8,7 @@ use arrow::datatypes::Int64Type;
 use hashbrown::HashTable;
 use rustc_hash::FxHasher;
 
+use super::capture::{CLEAN, NEW};
 use super::state::State;
 use crate::config::plan::{Column, DataType};
 
@@ -64,6 +65,11 @@ impl Keys {
     pub fn push(&mut self, key: &[u8]) {
         self.bytes.extend_from_slice(key);
         self.ends.push(self.bytes.len());
+    }
+
+    /// Number of keys.
+    pub fn len(&self) -> usize {
+        self.ends.len()
     }
 
     pub fn bytes(&self) -> usize {
@@ -131,9 +137,19 @@ pub(super) struct Entity {
     pub newest: i64,
     /// Its place among those touched since the last output, if that place says so too.
     pub touched: u32,
+    /// When it last changed, as `capture.rs` counts.
+    pub changed: u32,
 }
 
 const FREE: u64 = u64::MAX;
+
+/// An entity, being looked after.
+pub(super) struct Visit<'a> {
+    pub id: EntityId,
+    pub key: &'a [u8],
+    pub entity: &'a mut Entity,
+    pub states: &'a mut [State],
+}
 
 /// All entities of a task.
 #[derive(Debug)]
@@ -181,7 +197,7 @@ impl Entities {
     }
 
     fn insert(&mut self, hash: u64, key: &[u8]) -> EntityId {
-        let entity = Entity { key: self.arena.len() as u64, newest: i64::MIN, touched: u32::MAX };
+        let entity = Entity { key: self.arena.len() as u64, newest: i64::MIN, touched: u32::MAX, changed: NEW };
         self.arena.extend_from_slice(&(key.len() as u32).to_le_bytes());
         self.arena.extend_from_slice(key);
         let id = if let Some(id) = self.free.pop() {
@@ -229,6 +245,21 @@ impl Entities {
         self.state_bytes = self.states.iter().map(State::bytes).sum();
     }
 
+    /// All numbers in use are below this.
+    pub fn end(&self) -> EntityId {
+        self.entities.len() as EntityId
+    }
+
+    /// True for the number of an entity, false for one that waits to be used again.
+    pub fn is_used(&self, id: EntityId) -> bool {
+        self.entities[id as usize].key != FREE
+    }
+
+    /// All entities are as they are in the checkpoint that they were restored from.
+    pub fn all_clean(&mut self) {
+        self.entities.iter_mut().for_each(|entity| entity.changed = CLEAN);
+    }
+
     /// Numbers of all entities.
     pub fn ids(&self) -> impl Iterator<Item = EntityId> {
         let all = self.entities.iter().enumerate();
@@ -240,28 +271,38 @@ impl Entities {
         self.table.len()
     }
 
-    /// Visits the next `count` numbers in turn. `tend` may change the states and says whether an entity without any may be
-    /// forgotten.
-    pub fn sweep(&mut self, count: usize, mut tend: impl FnMut(&Entity, &mut [State]) -> bool) {
+    /// Visits the next `count` numbers in turn. `tend` may change the states and says whether the entity is to be forgotten.
+    pub fn sweep(&mut self, count: usize, mut tend: impl FnMut(Visit<'_>) -> bool) {
         for _ in 0..count.min(self.entities.len()) {
             let id = self.swept;
             self.swept = (id + 1) % self.entities.len();
-            let entity = self.entities[id];
+            let entity = &mut self.entities[id];
             if entity.key == FREE {
                 continue;
             }
+            let key = key_at(&self.arena, entity.key);
             let states = &mut self.states[id * self.sources..][..self.sources];
             let before: usize = states.iter().map(State::bytes).sum();
-            let quiet = tend(&entity, states);
+            let forget = tend(Visit { id: id as EntityId, key, entity, states });
             states.iter_mut().for_each(State::account);
             let after: usize = states.iter().map(State::bytes).sum();
             self.state_bytes = self.state_bytes + after - before;
-            if quiet && states.iter().all(State::is_empty) {
+            if forget {
                 self.forget(id as EntityId);
             }
         }
         if self.garbage > 4096 && self.garbage > self.arena.len() / 2 {
             self.compact();
+        }
+    }
+
+    /// Forgets the entity with this key, if there is one.
+    pub fn remove(&mut self, key: &[u8]) {
+        let (arena, entities) = (&self.arena, &self.entities);
+        let found = self.table.find(hash(key), |&id| key_at(arena, entities[id as usize].key) == key);
+        if let Some(&id) = found {
+            self.states[id as usize * self.sources..][..self.sources].fill_with(State::default);
+            self.forget(id);
         }
     }
 

@@ -22,6 +22,7 @@
 //!   of the values in it, not of their order or grouping.
 
 mod aggregate;
+mod capture;
 mod double_double;
 mod emitted;
 mod engine;
@@ -49,6 +50,7 @@ use arrow::array::RecordBatch;
 
 use crate::broker::NextOffset;
 
+pub use capture::{Extent, Slice};
 pub use engine::{Engine, SingleEvents, StateBytes, state_bytes};
 pub use published::Published;
 pub use task::Task;

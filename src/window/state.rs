@@ -269,51 +269,55 @@ impl State {
         }
     }
 
-    /// Merges and forgets what the horizon allows.
-    pub fn merge(&mut self, layout: &Layout, horizon: &Horizon) {
+    /// Merges and forgets what the horizon allows. Says whether that changed the [parts](State::parts).
+    pub fn merge(&mut self, layout: &Layout, horizon: &Horizon) -> bool {
         let newest = self.newest(layout);
         let dense = self
             .dense
             .get_or_insert_with(|| Box::new(Dense { newest, merged: i64::MIN, active: true, ..Dense::default() }));
-        dense.coarsen(layout, &horizon.limits);
+        let mut changed = dense.coarsen(layout, &horizon.limits);
         dense.dissolve_chunks(layout, horizon.merge, &mut self.rows);
-        dense.merge_rows(layout, horizon, &mut self.rows);
+        changed |= dense.merge_rows(layout, horizon, &mut self.rows);
         dense.seal_chunks(layout, horizon.merge, &mut self.rows);
         let kept = self.rows.len() / layout.row;
         dense.merge_at = (kept + (kept / 2).max(FEW_ROWS / 2)).max(layout.few_rows);
         self.rows.shrink_to(dense.merge_at * layout.row);
+        changed
     }
 
-    /// Merges and forgets what the horizon allows of an entity to which no event may come for long.
-    pub fn sweep(&mut self, layout: &Layout, horizon: &Horizon) {
+    /// Merges and forgets what the horizon allows of an entity to which no event may come for long. Says whether that changed
+    /// the [parts](State::parts).
+    pub fn sweep(&mut self, layout: &Layout, horizon: &Horizon) -> bool {
         if self.newest(layout) <= horizon.limits.oldest && !layout.windows.lifetime {
             *self = Self::default();
-            return;
+            return true;
         }
         let oldest = horizon.limits.oldest.min(horizon.merge);
         let forgets = self.rows.first().is_some_and(|&time| time as i64 <= oldest);
         let Some(dense) = &mut self.dense else {
             if forgets && layout.windows.lifetime {
-                self.merge(layout, horizon);
+                return self.merge(layout, horizon);
             } else if forgets {
                 self.rows.drain(..layout.row * count_up_to(&self.rows, layout.row, oldest));
                 self.rows.shrink_to_fit();
             }
-            return;
+            return forgets;
         };
         if std::mem::take(&mut dense.active) {
-            return;
+            return false;
         }
         (dense.running, dense.tails) = (Vec::new(), Vec::new());
-        self.merge(layout, horizon);
+        let mut changed = self.merge(layout, horizon);
         self.rows.shrink_to_fit();
         let few = self.rows.len() < layout.few_rows * layout.row;
         if let Some(dense) = &mut self.dense {
             dense.tiles.shrink_to_fit();
             if few && dense.tiles.is_empty() && dense.chunks.is_empty() && dense.beyond.is_empty() {
+                changed |= dense.merged != i64::MIN;
                 self.dense = None;
             }
         }
+        changed
     }
 
     /// Bytes allocated beyond the state itself; of tiles and chunks as of the last [`State::account`].
@@ -404,9 +408,9 @@ impl Dense {
         (self, ChunkCursor::up_to(&self.chunks, layout.row, as_of), Cursor::up_to(&self.tiles, layout.tile, tiles))
     }
 
-    /// Drops tiles that no window reaches and unites those between which none can begin.
-    fn coarsen(&mut self, layout: &Layout, limits: &Limits) {
-        let mut written = 0;
+    /// Drops tiles that no window reaches and unites those between which none can begin. Says whether there were any.
+    fn coarsen(&mut self, layout: &Layout, limits: &Limits) -> bool {
+        let (mut written, mut changed) = (0, false);
         for read in (0..self.tiles.len()).step_by(layout.tile) {
             let end = self.tiles[read] as i64;
             let (kept, tile) = self.tiles.split_at_mut(read);
@@ -418,7 +422,9 @@ impl Dense {
                 }
                 continue;
             }
+            let old_end = end;
             let end = layout.windows.tile_end(end, limits);
+            changed |= end != old_end;
             let last = written - if written == 0 { 0 } else { layout.tile };
             if written > 0 && kept[last] as i64 == end {
                 layout.lanes.unite(&mut kept[last + 1..last + layout.tile], &tile[1..]);
@@ -428,7 +434,9 @@ impl Dense {
                 written += layout.tile;
             }
         }
+        changed |= written < self.tiles.len();
         self.tiles.truncate(written);
+        changed
     }
 
     /// Moves chunks without any event after `merge` back to the rows.
@@ -443,8 +451,8 @@ impl Dense {
         rows.splice(at..at, dissolved);
     }
 
-    /// Unites rows into tiles where that saves memory, and with the tiles that are there.
-    fn merge_rows(&mut self, layout: &Layout, horizon: &Horizon, rows: &mut Vec<u64>) {
+    /// Unites rows into tiles where that saves memory, and with the tiles that are there. Says whether there were any.
+    fn merge_rows(&mut self, layout: &Layout, horizon: &Horizon, rows: &mut Vec<u64>) -> bool {
         let width = layout.row;
         let limits = &horizon.limits;
         let old = count_up_to(rows, width, horizon.merge);
@@ -487,6 +495,7 @@ impl Dense {
             at = run.end;
         }
         rows.drain(kept * width..old * width);
+        kept < old
     }
 
     /// Finds the tile with this end, or where it has to be inserted: word index.

@@ -8,17 +8,19 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 
 use super::aggregate::Span;
+use super::capture::{Captures, Chain, Extent, Slice};
 use super::emitted::{Event, OpenWindows};
 use super::engine::Engine;
-use super::entities::{Entities, EntityId};
+use super::entities::{Entities, EntityId, Visit};
 use super::held::Held;
 use super::rows::{Origin, RowBuffer};
-use super::state::Horizon;
+use super::snapshot::{self, Header, Restore};
+use super::state::{Horizon, State};
 use super::synchroniser::{Finished, Synchroniser};
 use super::texts::Texts;
 use super::tile::{Cuts, Limits};
 use super::watermark::{SourceTime, TaskTime};
-use super::{Applied, Counts, Failures, Late, Memory, Published, TaskClock, WindowError, snapshot};
+use super::{Applied, Counts, Failures, Late, Memory, Published, TaskClock, WindowError};
 use crate::broker::NextOffset;
 use crate::source::SourceBatch;
 
@@ -36,6 +38,7 @@ pub struct Task {
     /// For each source: the offset after the highest one applied.
     pub(super) applied: Vec<i64>,
     pub(super) windows: OpenWindows,
+    pub(super) captures: Captures,
     /// Rows applied so far, where they do not come in the order of their offsets: makes the sequence rise.
     pub(super) reordered: i64,
     synchroniser: Synchroniser,
@@ -111,6 +114,7 @@ impl Task {
             held: engine.event_time.then(|| Held::new(&positions)),
             applied: vec![0; engine.sources()],
             windows: OpenWindows::new(&engine),
+            captures: Captures::new(Chain::default()),
             reordered: 0,
             synchroniser: Synchroniser::new(positions),
             counts: vec![Counts::default(); engine.sources()],
@@ -120,15 +124,21 @@ impl Task {
         }
     }
 
-    /// The task that [`Task::snapshot`] was taken of. Rows that were offered but not applied are not in it: read on from
-    /// [`Task::next`].
+    /// The task that [`Task::snapshot`] was taken of, or a checkpoint: then `snapshot` are the batches of a whole one and of
+    /// those that follow it, in their order. Rows that were offered but not applied are not in it: read on from [`Task::next`].
     ///
     /// # Errors
     /// The snapshot is of another definition, another partition or another format, or damaged.
     pub fn restore(engine: Arc<Engine>, partition: i32, snapshot: &[RecordBatch]) -> Result<Self, WindowError> {
-        let mut task = snapshot::restore(engine, partition, snapshot)?;
-        task.windows.restored(&task.engine, &task.time.sources);
-        Ok(task)
+        let mut restore = Restore::new(engine, partition);
+        snapshot.iter().try_for_each(|batch| restore.push(batch))?;
+        restore.finish()
+    }
+
+    /// Reads on from these offsets, with nothing buffered.
+    pub(super) fn go_on_at(&mut self, positions: Vec<Option<NextOffset>>) {
+        self.held = self.engine.event_time.then(|| Held::new(&positions));
+        self.synchroniser = Synchroniser::new(positions);
     }
 
     /// Buffers rows, which must follow the source's last batch. Tells those that are late: they are reported once more in
@@ -237,6 +247,9 @@ impl Task {
                 continue;
             }
             let entity = self.entities.entity(key);
+            if self.captures.is_unchanged(self.entities.get(entity)) {
+                self.captures.before_change(engine, &mut self.entities, &self.texts, entity);
+            }
             let known = self.entities.get_mut(entity);
             known.newest = known.newest.max(time);
             let (newest, touched) = (known.newest, known.touched as usize);
@@ -324,14 +337,23 @@ impl Task {
     fn sweep(&mut self, applied: usize) {
         let (engine, time, horizon) = (&self.engine, &self.time, &mut self.output.horizon);
         let quiet = time.quiet();
-        self.entities.sweep(SWEPT_AT_LEAST.max(applied / 4), |entity, states| {
+        let (captures, texts) = (&mut self.captures, &self.texts);
+        self.entities.sweep(SWEPT_AT_LEAST.max(applied / 4), |Visit { id, key, entity, states }| {
+            captures.before_sweep(engine, (id, key), entity, states, texts);
             let horizon_of = if entity.newest < quiet { quiet } else { entity.newest };
+            let mut changed = false;
             for (index, state) in states.iter_mut().enumerate().filter(|(_, state)| !state.is_empty()) {
                 let layout = &engine.sources[index].layout;
                 horizon.set(layout, time, engine.on, index, horizon_of);
-                state.sweep(layout, horizon);
+                changed |= state.sweep(layout, horizon);
             }
-            entity.newest < quiet
+            let forget = entity.newest < quiet && states.iter().all(State::is_empty);
+            if forget {
+                captures.forgotten(key);
+            } else if changed {
+                captures.swept(id, entity);
+            }
+            forget
         });
     }
 
@@ -419,7 +441,7 @@ impl Task {
     /// Bytes held.
     pub fn memory(&self) -> Memory {
         Memory {
-            state: self.entities.bytes() + self.windows.bytes() + self.texts.bytes(),
+            state: self.entities.bytes() + self.windows.bytes() + self.texts.bytes() + self.captures.bytes(),
             buffered: self.synchroniser.bytes() + self.held.as_ref().map_or(0, Held::bytes),
         }
     }
@@ -431,6 +453,28 @@ impl Task {
     /// Columns cannot be built.
     pub fn snapshot(&self) -> Result<Vec<RecordBatch>, WindowError> {
         snapshot::take(self)
+    }
+
+    /// Begins a checkpoint of the state as of the last [`Task::advance`]. The task may go on; [`Task::checkpoint_slice`] gives
+    /// what it was at this instant.
+    ///
+    /// # Errors
+    /// Columns cannot be built.
+    pub fn begin_checkpoint(&mut self) -> Result<Extent, WindowError> {
+        let (_, follows) = self.captures.next(&self.entities);
+        let header = Header::new(self, follows)?;
+        Ok(self.captures.begin(&self.entities, self.engine.sources(), header))
+    }
+
+    /// True from [`Task::begin_checkpoint`] to the last slice.
+    pub fn is_in_checkpoint(&self) -> bool {
+        self.captures.is_running()
+    }
+
+    /// The next piece of the checkpoint that was begun, of at most `most` entities. All slices' batches, at least one, are what
+    /// [`Task::restore`] needs, after those of the checkpoints that it follows.
+    pub fn checkpoint_slice(&mut self, most: usize) -> Slice {
+        self.captures.slice(&self.engine, &mut self.entities, &self.texts, most)
     }
 }
 

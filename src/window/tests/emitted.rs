@@ -6,6 +6,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use rstest::rstest;
 
+use super::checkpoints::Kept;
 use super::oracle::{assert_same, counts, value};
 use super::properties::events;
 use super::*;
@@ -183,19 +184,25 @@ impl Oracle<'_> {
 struct Run {
     engine: Arc<Engine>,
     task: Task,
+    kept: Kept,
     rows: Vec<Vec<Row>>,
 }
 
 impl Run {
     fn new(plan: &Plan) -> Self {
         let engine = Engine::new(plan).unwrap();
-        Self { task: Task::new(engine.clone(), 3), rows: vec![Vec::new(); plan.windows.len()], engine }
+        Self {
+            task: Task::new(engine.clone(), 3),
+            kept: Kept::default(),
+            rows: vec![Vec::new(); plan.windows.len()],
+            engine,
+        }
     }
 
     fn step(&mut self, log: &[Event], count: usize, limit: usize, restart: bool) {
         if restart {
-            let snapshot = self.task.snapshot().unwrap();
-            self.task = Task::restore(self.engine.clone(), 3, &snapshot).unwrap();
+            self.kept.take(&mut self.task);
+            self.task = Task::restore(self.engine.clone(), 3, &self.kept.batches).unwrap();
         }
         let from = self.task.next()[0].map_or(0, |NextOffset(next)| next as usize);
         let to = log.len().min(from.saturating_add(count));

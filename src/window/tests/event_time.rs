@@ -3,6 +3,7 @@
 use arrow::compute::concat_batches;
 use proptest::prelude::*;
 
+use super::checkpoints::Kept;
 use super::oracle::{Oracle, assert_same};
 use super::properties::{Scenario, scenario, steps};
 use super::*;
@@ -134,10 +135,11 @@ proptest! {
                 online.insert(format!("{:?} {:?}", row["name"], row["number"]), row);
             }
         };
+        let mut kept = Kept::default();
         for step in steps.iter().filter(|step| step.source < logs.len()) {
             if step.restart {
-                let snapshot = reader.task.snapshot().unwrap();
-                reader.restore(Some(&snapshot));
+                kept.take(&mut reader.task);
+                reader.restore(Some(&kept.batches));
             }
             reader.offer(step.source, step.events);
             take(reader.advance(&vec![false; logs.len()], step.limit));

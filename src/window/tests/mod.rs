@@ -1,5 +1,6 @@
 //! Tests of the engine as a whole: small edge cases, and random streams against an oracle.
 
+mod checkpoints;
 mod edges;
 mod emitted;
 mod event_time;

@@ -67,8 +67,16 @@ impl Stored {
         let state = task.snapshot().unwrap();
         let store = OfflineStore::open(&plan, runtime.handle().clone()).unwrap();
         let next = [(TopicPartition::new(&*plan.sources[0].topic, 0), NextOffset(30))].into();
-        let checkpoint =
-            Checkpoint { partition: 0, next, state: state.clone(), rows, windows: Vec::new(), previous: None };
+        let checkpoint = Checkpoint {
+            partition: 0,
+            next,
+            parts: Vec::new(),
+            state: state.clone(),
+            follows: false,
+            rows,
+            windows: Vec::new(),
+            previous: None,
+        };
         let manifest = store.commit(&checkpoint).unwrap();
         Self { plan, engine, store, manifest, state, folder, _runtime: runtime }
     }

@@ -36,7 +36,9 @@ fn checkpoint(previous: Option<&Manifest>, from: i64, to: i64) -> Checkpoint<'_>
     Checkpoint {
         partition: 0,
         next: next(to),
+        parts: Vec::new(),
         state: rows(to - 5, to),
+        follows: false,
         rows: rows(from, to),
         windows: Vec::new(),
         previous,
@@ -61,7 +63,7 @@ fn files(folder: &Path) -> BTreeSet<String> {
 
 /// The files that a manifest answers for, itself among them.
 fn named(manifest: &Manifest) -> BTreeSet<String> {
-    let of = manifest.files.iter().map(|f| &f.path).chain(manifest.state.iter().map(|s| &s.path));
+    let of = manifest.files.iter().map(|f| &f.path).chain(manifest.state_files().map(|s| &s.path));
     let mut names: BTreeSet<String> = of.map(|path| format!("shop/{path}")).collect();
     names.insert(format!("shop/manifest/partition=0/{:020}.json", manifest.sequence));
     names
@@ -83,7 +85,7 @@ fn a_checkpoint_is_found_again_whole() {
     // Nothing new to say about features: no file for it.
     let third = store.commit(&Checkpoint { rows: Vec::new(), ..checkpoint(Some(&second), 250, 251) }).unwrap();
     let empty =
-        Checkpoint { partition: 3, next: Offsets::new(), state: vec![], rows: vec![], windows: vec![], previous: None };
+        Checkpoint { partition: 3, next: Offsets::new(), state: vec![], rows: vec![], ..checkpoint(None, 0, 5) };
     store.commit(&empty).unwrap();
 
     let store = open(folder.path());
@@ -201,6 +203,50 @@ fn the_sweep_keeps_three_checkpoints_and_every_row() {
 }
 
 #[test]
+fn a_checkpoint_of_changes_names_the_files_of_those_before_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let part = |previous: Option<&Manifest>, part, from, to| {
+        store.write_state(0, previous, part, &rows(from, to)).unwrap().expect("it has rows")
+    };
+    let state = |manifest: &Manifest| all(open(folder.path()).load_state(manifest).unwrap());
+    let whole = Checkpoint { parts: vec![part(None, 0, 0, 10), part(None, 1, 10, 20)], ..checkpoint(None, 0, 25) };
+    let mut manifests = vec![store.commit(&whole).unwrap()];
+    assert_eq!(state(&manifests[0]), all(rows(0, 25)), "parts, then the rest");
+    for at in [30, 40, 50] {
+        let previous = manifests.last();
+        let parts = vec![part(previous, 0, at - 5, at - 2)];
+        let changes = Checkpoint { parts, state: rows(at - 2, at), follows: true, ..checkpoint(previous, at - 5, at) };
+        manifests.push(store.commit(&changes).unwrap());
+        part(manifests.last(), 0, 0, 3);
+    }
+    // Nothing changed but the positions, which the schema tells.
+    let previous = manifests.last();
+    let nothing = vec![rows(0, 1).remove(0).slice(0, 0)];
+    let changes = Checkpoint { state: nothing, follows: true, ..checkpoint(previous, 50, 51) };
+    manifests.push(store.commit(&changes).unwrap());
+    let newest = &manifests[4];
+    assert_eq!((newest.updates.len(), newest.updates.last().unwrap().rows), (9, 0));
+    let expected = [(0, 25), (25, 30), (35, 40), (45, 50)].map(|(from, to)| rows(from, to));
+    assert_eq!(state(newest), all(expected.into_iter().flatten()));
+
+    // The parts of attempts that came to nothing are of no manifest.
+    store.sweep(0).unwrap();
+    assert_eq!(files(folder.path()), manifests[2..].iter().flat_map(named).collect());
+    for at in [60, 70, 80] {
+        let whole = store.commit(&checkpoint(manifests.last(), at - 10, at)).unwrap();
+        assert_eq!(state(&whole), all(rows(at - 5, at)));
+        manifests.push(whole);
+    }
+    store.sweep(0).unwrap();
+    let mut expected: BTreeSet<String> = manifests[5..].iter().flat_map(named).collect();
+    let listed = files(folder.path());
+    expected.retain(|path| listed.contains(path));
+    assert_eq!(listed, expected, "no file of changes outlives the last manifest that names it");
+    assert_eq!(listed.iter().filter(|path| path.contains("/state/")).count(), 3);
+}
+
+#[test]
 fn a_manifest_cut_off_by_a_power_failure_is_set_aside() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
@@ -281,7 +327,8 @@ fn go_on(folder: &Path) -> Result<Manifest, driftline::store::OfflineError> {
     let store = open(folder);
     let previous = store.latest(0)?;
     let from = previous.as_ref().map_or(0, |m| m.next.values().next().unwrap().0);
-    let manifest = store.commit(&checkpoint(previous.as_ref(), from, from + 50))?;
+    let parts = store.write_state(0, previous.as_ref(), 0, &rows(from, from + 3))?.into_iter().collect();
+    let manifest = store.commit(&Checkpoint { parts, ..checkpoint(previous.as_ref(), from, from + 50) })?;
     store.sweep(0)?;
     Ok(manifest)
 }
@@ -300,7 +347,7 @@ fn child_takes_one_checkpoint() {
 #[cfg(feature = "failpoints")]
 #[rstest::rstest]
 fn a_crash_between_files_leaves_the_checkpoint_before(
-    #[values("before_rows", "rows_written", "state_written", "manifest_written")] point: &str,
+    #[values("part_written", "before_rows", "rows_written", "state_written", "manifest_written")] point: &str,
     #[values("kill", "error@1")] action: &str,
 ) {
     let folder = tempfile::tempdir().unwrap();
@@ -336,6 +383,8 @@ fn a_crash_between_files_leaves_the_checkpoint_before(
         .filter(|path| path.contains("/features/") && !named(&latest).contains(path))
         .collect();
     assert_eq!(orphans, Vec::<String>::new(), "the sweep leaves no orphan");
+    let states = files(folder.path()).into_iter().filter(|path| path.contains("/state/")).count();
+    assert_eq!(states as u64, 2 * latest.sequence.min(3), "two files a checkpoint that is kept");
 }
 
 #[test]

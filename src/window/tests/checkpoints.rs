@@ -1,0 +1,266 @@
+//! Checkpoints of changes, taken in slices, against whole snapshots of the same instants.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::TimestampMillisecondType;
+use arrow::util::display::array_value_to_string;
+use proptest::prelude::*;
+
+use super::super::Extent;
+use super::properties::{Scenario, scenario};
+use super::*;
+use crate::broker::NextOffset;
+
+/// The batches of the checkpoints that a restore reads.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    pub batches: Vec<RecordBatch>,
+}
+
+impl Kept {
+    /// Takes a checkpoint at once.
+    pub fn take(&mut self, task: &mut Task) {
+        let extent = task.begin_checkpoint().unwrap();
+        let mut batches = Vec::new();
+        loop {
+            let slice = task.checkpoint_slice(2);
+            batches.extend(slice.batches);
+            if slice.last {
+                break;
+            }
+        }
+        self.add(extent, batches);
+    }
+
+    fn add(&mut self, extent: Extent, batches: Vec<RecordBatch>) {
+        if extent == Extent::Whole {
+            self.batches.clear();
+        }
+        self.batches.extend(batches);
+    }
+}
+
+/// All rows of a snapshot in words, sorted, and what its metadata say.
+fn in_words(snapshot: &[RecordBatch]) -> (Vec<String>, BTreeMap<String, String>) {
+    let row = |batch: &RecordBatch, row: usize| {
+        let cells = batch.columns().iter().map(|column| array_value_to_string(column, row).unwrap());
+        cells.collect::<Vec<_>>().join(" | ")
+    };
+    let mut rows: Vec<String> =
+        snapshot.iter().flat_map(|batch| (0..batch.num_rows()).map(move |at| row(batch, at))).collect();
+    rows.sort();
+    (rows, snapshot[0].schema().metadata().clone().into_iter().collect())
+}
+
+#[derive(Debug, Clone)]
+enum Happening {
+    Poll { source: usize, events: usize, limit: usize },
+    Begin,
+    Slice(usize),
+    Crash,
+}
+
+fn happenings() -> impl Strategy<Value = Vec<Happening>> {
+    let limit = prop_oneof![Just(usize::MAX), 1usize..20];
+    let poll =
+        (0usize..3, 0usize..15, limit).prop_map(|(source, events, limit)| Happening::Poll { source, events, limit });
+    let slice = (0usize..4).prop_map(Happening::Slice);
+    prop::collection::vec(
+        prop_oneof![8 => poll, 3 => Just(Happening::Begin), 6 => slice, 1 => Just(Happening::Crash)],
+        0..120,
+    )
+}
+
+/// A task, what it has told, and its checkpoints.
+struct Run<'a> {
+    scenario: &'a Scenario,
+    engine: Arc<Engine>,
+    task: Task,
+    offered: Vec<usize>,
+    rows: BTreeMap<i64, Row>,
+    kept: Kept,
+    /// The checkpoint being taken, and a whole snapshot of the instant it began.
+    open: Option<(Extent, Vec<RecordBatch>, Vec<RecordBatch>)>,
+}
+
+impl<'a> Run<'a> {
+    fn new(scenario: &'a Scenario) -> Self {
+        let engine = Engine::new(&scenario.plan).unwrap();
+        let task = Task::new(engine.clone(), 3);
+        let offered = vec![0; scenario.logs.len()];
+        Self { scenario, engine, task, offered, rows: BTreeMap::new(), kept: Kept::default(), open: None }
+    }
+
+    fn offer(&mut self, source: usize, events: usize) {
+        let (log, start) = (&self.scenario.logs[source], self.offered[source]);
+        let end = log.len().min(start.saturating_add(events));
+        self.task.offer(batch(source, &log[start..end], start as i64)).unwrap();
+        self.offered[source] = end;
+    }
+
+    fn advance(&mut self, caught_up: &[bool], limit: usize) -> bool {
+        let idle = vec![false; caught_up.len()];
+        let applied = self.task.advance(&TaskClock { caught_up, idle: &idle }, limit).unwrap();
+        for (sequence, row) in rows(&applied.rows) {
+            if let Some(before) = self.rows.insert(sequence, row.clone()) {
+                assert_eq!(before, row, "a row that is computed again is the same");
+            }
+        }
+        applied.more
+    }
+
+    fn slice(&mut self, most: usize) {
+        let Some((_, batches, _)) = &mut self.open else { return };
+        let slice = self.task.checkpoint_slice(most);
+        batches.extend(slice.batches);
+        if slice.last {
+            let (extent, batches, whole) = self.open.take().expect("it was there above");
+            self.kept.add(extent, batches);
+            let restored = Task::restore(self.engine.clone(), 3, &self.kept.batches).unwrap();
+            assert_eq!(in_words(&restored.snapshot().unwrap()), in_words(&whole));
+        }
+    }
+
+    fn happen(&mut self, happening: &Happening) {
+        match *happening {
+            Happening::Poll { source, events, limit } if source < self.offered.len() => {
+                self.offer(source, events);
+                self.advance(&vec![false; self.offered.len()], limit);
+            }
+            Happening::Poll { .. } => (),
+            Happening::Begin if self.open.is_none() => {
+                let whole = self.task.snapshot().unwrap();
+                let extent = self.task.begin_checkpoint().unwrap();
+                self.open = Some((extent, Vec::new(), whole));
+            }
+            Happening::Begin => (),
+            Happening::Slice(most) => self.slice(most),
+            Happening::Crash => {
+                self.open = None;
+                self.task = if self.kept.batches.is_empty() {
+                    Task::new(self.engine.clone(), 3)
+                } else {
+                    Task::restore(self.engine.clone(), 3, &self.kept.batches).unwrap()
+                };
+                let next = self.task.next();
+                self.offered = next.iter().map(|next| next.map_or(0, |NextOffset(next)| next as usize)).collect();
+            }
+        }
+    }
+
+    fn finish(&mut self) {
+        for source in 0..self.scenario.logs.len() {
+            self.offer(source, usize::MAX);
+        }
+        while self.advance(&vec![true; self.scenario.logs.len()], usize::MAX) {}
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever happens between the slices of checkpoints, and after: they hold what a whole snapshot holds, and a task
+    /// that goes on from them tells what one tells that was never killed.
+    #[test]
+    fn of_changes_equal_whole_ones(scenario in scenario(250), happenings in happenings()) {
+        let mut undisturbed = Run::new(&scenario);
+        undisturbed.finish();
+        let mut run = Run::new(&scenario);
+        for happening in &happenings {
+            run.happen(happening);
+        }
+        run.happen(&Happening::Begin);
+        while run.open.is_some() {
+            run.slice(1);
+        }
+        run.happen(&Happening::Crash);
+        run.finish();
+        prop_assert_eq!(run.rows, undisturbed.rows);
+    }
+}
+
+/// Purchases of so many entities, one each, a minute apart.
+fn purchases(task: &mut Task, keys: std::ops::Range<usize>, at: i64) {
+    let first = task.next()[0].map_or(0, |NextOffset(next)| next);
+    let events: Vec<Event> = keys.clone().map(|_| event(at, 1.0)).collect();
+    let mut batch = batch(0, &events, first);
+    let names = keys.map(|key| Some(format!("c{key}"))).collect::<StringArray>();
+    let mut columns = batch.columns.columns().to_vec();
+    columns[0] = Arc::new(names);
+    batch.columns = RecordBatch::try_new(batch.columns.schema(), columns).unwrap();
+    task.offer(batch).unwrap();
+    task.advance(&TaskClock { caught_up: &[true], idle: &[false] }, usize::MAX).unwrap();
+}
+
+#[test]
+fn of_a_few_changes_are_small_and_tell_whom_the_sweep_forgot() {
+    let groups = vec![group("g", 0, Some("amount"), None, &[window(1000, 10)])];
+    let engine = Engine::new(&plan(vec![source("s", 0)], groups, Some(0))).unwrap();
+    let mut task = Task::new(engine.clone(), 3);
+    let mut kept = Kept::default();
+    let newest = |kept: &Kept, from: usize| -> Vec<i64> {
+        let column = |batch: &RecordBatch| batch.column(2).as_primitive::<TimestampMillisecondType>().values().to_vec();
+        kept.batches[from..].iter().flat_map(column).collect()
+    };
+    purchases(&mut task, 0..1000, 0);
+    kept.take(&mut task);
+    assert_eq!(newest(&kept, 0), [0; 1000]);
+    let before = kept.batches.len();
+    purchases(&mut task, 0..5, 10);
+    kept.take(&mut task);
+    assert_eq!(newest(&kept, before), [10; 5], "only those that changed");
+    // Long after, one event a call: the sweep comes by all the others, by and by.
+    let before = kept.batches.len();
+    for at in 0..4 {
+        purchases(&mut task, 0..1, 1_000_000 + at);
+    }
+    kept.take(&mut task);
+    let told = newest(&kept, before);
+    assert_eq!(told.iter().filter(|&&newest| newest == i64::MIN + 1).count() + task.entities(), 1000);
+    assert!(told.len() > 100 && task.entities() < 900, "{} told, {} left", told.len(), task.entities());
+    let restored = Task::restore(engine, 3, &kept.batches).unwrap();
+    assert_eq!(in_words(&restored.snapshot().unwrap()), in_words(&task.snapshot().unwrap()));
+}
+
+#[test]
+fn a_whole_one_comes_again_before_the_others_outweigh_it() {
+    let groups = vec![group("g", 0, Some("amount"), None, &[window(1000, 10)])];
+    let engine = Engine::new(&plan(vec![source("s", 0)], groups, Some(0))).unwrap();
+    let mut task = Task::new(engine, 3);
+    purchases(&mut task, 0..1000, 0);
+    let mut extents = |changed: usize, count: usize| -> Vec<bool> {
+        let one = |_| {
+            purchases(&mut task, 0..changed, 0);
+            let extent = task.begin_checkpoint().unwrap();
+            while !task.checkpoint_slice(1000).last {}
+            extent == Extent::Whole
+        };
+        (0..count).map(one).collect()
+    };
+    let first = extents(300, 5);
+    assert_eq!(first, [true, false, false, true, false], "each has 0.3 of the entities, with ever more events");
+    let few = extents(1, 40);
+    assert_eq!(few.iter().position(|whole| *whole), Some(31), "a restore reads a bounded number");
+    assert_eq!(few.iter().filter(|whole| **whole).count(), 1);
+}
+
+#[test]
+fn refuses_parts_in_another_order() {
+    let groups = vec![group("g", 0, Some("amount"), None, &[window(1000, 10)])];
+    let engine = Engine::new(&plan(vec![source("s", 0)], groups, Some(0))).unwrap();
+    let mut task = Task::new(engine.clone(), 3);
+    let mut kept = Kept::default();
+    for keys in [0..100, 0..1, 1..2] {
+        purchases(&mut task, keys, 0);
+        kept.take(&mut task);
+    }
+    let batches = kept.batches;
+    let (whole, changes) = batches.split_at(batches.len() - 2);
+    for wrong in [vec![&changes[0]], vec![&whole[0], &changes[1]], vec![&whole[0], &changes[1], &changes[0]]] {
+        let wrong: Vec<RecordBatch> = wrong.into_iter().cloned().collect();
+        let error = Task::restore(engine.clone(), 3, &wrong).unwrap_err().to_string();
+        assert!(error.contains("follows"), "{error}");
+    }
+}
