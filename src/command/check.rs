@@ -12,6 +12,7 @@ use crate::config::plan::{BrokerPlan, Format, Plan};
 use crate::model::Bundle;
 use crate::pipeline::{Stages, Wiring};
 use crate::runtime::shutdown::Stop;
+use crate::store;
 
 pub(super) fn run(args: &CheckArgs) -> Outcome {
     let mut out = std::io::stdout().lock();
@@ -51,10 +52,13 @@ fn ask_servers(plan: &Arc<Plan>) -> Result<Vec<(bool, String)>, Failure> {
     let runtime = runtime()?;
     let wiring = Wiring::open(plan, Stages::all(plan), runtime.handle(), &Stop::new(), Duration::ZERO)
         .map_err(Failure::failed)?;
-    let mut found = vec![
-        (true, format!("broker {}", wiring.broker.describe())),
-        (true, format!("online store {}", wiring.online.as_ref().map_or_else(String::new, |o| o.describe()))),
-    ];
+    // A version that does not serve has opened none.
+    let asked = || store::open_online(plan, runtime.handle().clone()).and_then(|store| store.ping().map(|()| store));
+    let online = match wiring.online.map_or_else(asked, Ok) {
+        Ok(store) => (true, format!("online store {}", store.describe())),
+        Err(error) => (false, error.to_string()),
+    };
+    let mut found = vec![(true, format!("broker {}", wiring.broker.describe())), online];
     found.extend(topics(plan, wiring.broker.as_ref()));
     if let Some(registry) = &wiring.schemas {
         for source in &plan.sources {

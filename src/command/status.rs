@@ -13,7 +13,7 @@ use crate::broker::{self, Broker, BrokerError, NextOffset, TopicPartition};
 use crate::cli::StatusArgs;
 use crate::config::plan::Plan;
 use crate::model;
-use crate::store::OfflineStore;
+use crate::store::{OfflineStore, Role};
 use crate::telemetry::view;
 
 pub(super) fn run(args: &StatusArgs) -> Outcome {
@@ -47,6 +47,9 @@ async fn ask_process(address: &str) -> Result<Value, String> {
 }
 
 fn gather(plan: &Arc<Plan>, broker: &dyn Broker, runtime: &tokio::runtime::Runtime) -> Result<Value, Failure> {
+    let offline = OfflineStore::open(plan, runtime.handle().clone()).map_err(Failure::failed)?;
+    let role = offline.role().map_err(Failure::failed)?;
+    let versions = offline.versions().map_err(Failure::failed)?;
     let mut stages = serde_json::Map::new();
     let mut stage = |name: &str, topics: Vec<Arc<str>>| -> Result<(), Failure> {
         let committed = broker.committed(&plan.group(name), &topics).map_err(Failure::failed)?;
@@ -78,7 +81,6 @@ fn gather(plan: &Arc<Plan>, broker: &dyn Broker, runtime: &tokio::runtime::Runti
     if let Some(retraining) = &plan.retraining {
         stage("retrain", vec![Arc::clone(&retraining.topic)])?;
     }
-    let offline = OfflineStore::open(plan, runtime.handle().clone()).map_err(Failure::failed)?;
     let checkpoints: Vec<Value> = offline
         .summary()
         .map_err(Failure::failed)?
@@ -107,14 +109,25 @@ fn gather(plan: &Arc<Plan>, broker: &dyn Broker, runtime: &tokio::runtime::Runti
     Ok(json!({
         "pipeline": plan.name,
         "definition": plan.definition,
+        "version": role_in_words(role),
+        "versions": versions.map(|versions| versions.versions.len()),
         "broker": broker.describe(),
         "stages": stages,
-        "offline": { "url": format!("{}/{}", plan.offline.url.trim_end_matches('/'), plan.name), "checkpoints": checkpoints },
+        "offline": { "url": offline.describe(), "checkpoints": checkpoints },
         "models": models,
         "dead_letters": broker.topic(&plan.dead_letter_topic()).map_err(Failure::failed)?.map_or(0, |t| t.partitions.iter().map(|(a, b)| b.0 - a.0).sum::<i64>()),
         "last_drift_event": plan.monitor.as_ref().map(|m| last(&m.topic)).transpose()?,
         "last_audit_record": plan.retraining.as_ref().map(|r| last(&r.audit_topic)).transpose()?,
     }))
+}
+
+/// Where this definition stands among the pipeline's versions.
+fn role_in_words(role: Role) -> String {
+    match role {
+        Role::Serving { version, .. } => format!("version {version} serves"),
+        Role::Following { version, serving } => format!("version {version}, version {serving} serves"),
+        Role::Unknown { serving, .. } => format!("none yet, version {serving} serves"),
+    }
 }
 
 /// The newest committed record of a one-partition topic, as JSON.
@@ -150,6 +163,7 @@ fn render(status: &Value) -> String {
         let _ = writeln!(text, "{}", serde_json::to_string_pretty(running).unwrap_or_default());
         return text;
     }
+    let _ = writeln!(text, "definition {}: {}", word(&status["definition"]), word(&status["version"]));
     let _ = writeln!(text, "\n{:<10} {:<28} {:>10} {:>14} {:>12}", "stage", "topic", "partitions", "read", "lag");
     for stage in ["features", "score", "drift", "retrain"] {
         for row in status["stages"][stage].as_array().into_iter().flatten() {

@@ -229,6 +229,14 @@ impl Context {
             }
             wiring.role = found;
         }
+        // Rows of another definition would all be dead letters.
+        if stages.score
+            && let Role::Unknown { serving, .. } = wiring.role
+        {
+            let versions = wiring.offline.versions()?;
+            let saved = versions.and_then(|v| v.number(serving).map(|v| v.definition.clone())).unwrap_or_default();
+            return Err(RunError::NoVersion { serving, saved, now: plan.definition.clone() });
+        }
         if stages.features && wiring.role.is_following() {
             let score = stages.score && options.shadow_topics;
             stages = Stages { features: true, score, drift: false, retrain: false };

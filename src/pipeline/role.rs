@@ -18,6 +18,7 @@ use super::RunError;
 use super::context::{Context, RunOptions};
 use crate::config::plan::Plan;
 use crate::runtime::clock;
+use crate::runtime::failpoint;
 use crate::runtime::shutdown::Stop;
 use crate::store::{OfflineError, OfflineStore, Role, Versions};
 use crate::telemetry::board::Kind;
@@ -80,21 +81,33 @@ impl Context {
     /// [`RunError::Interrupted`] where a stop came while the offline store was away.
     pub(super) fn keeps_role(&self) -> Result<bool, RunError> {
         let role = self.hold("offline", OfflineError::is_retriable, || self.wiring.offline.role())?;
+        Ok(self.compare_role(role))
+    }
+
+    /// As [`Context::keeps_role`], of an answer.
+    fn compare_role(&self, role: Role) -> bool {
         if role == self.wiring.role {
-            return Ok(true);
+            return true;
         }
         if !self.new_role.swap(true, Ordering::AcqRel) {
             self.board.say(Kind::Stage, None, format!("{}; ending in order", told(role, self.wiring.role.version())));
         }
         self.stop.request();
-        Ok(false)
+        false
     }
 
     /// Asks from time to time until `finished`.
     pub(super) fn watch_role(&self, finished: &Stop) {
         while !finished.wait(ASK_EVERY) {
-            if !matches!(self.keeps_role(), Ok(true)) {
-                return;
+            // The failpoint is a process that is late to learn of a switch.
+            if failpoint::hit("role.watch") {
+                continue;
+            }
+            match self.wiring.offline.role() {
+                Ok(role) if !self.compare_role(role) => return,
+                Ok(_) => {}
+                // Whoever needs the store says that it is away.
+                Err(error) => tracing::debug!("which version serves could not be asked: {error}"),
             }
         }
     }

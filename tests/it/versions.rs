@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use driftline::broker::{Broker, Offsets, OutRecord, TopicSettings};
 use serde_json::Value;
 
 use crate::process::{World, root};
@@ -52,24 +53,83 @@ fn oracle() -> Vec<(i64, f64, f64)> {
         .collect()
 }
 
+/// What a prediction says.
+struct Told {
+    definition: String,
+    items: i64,
+    spend: f64,
+}
+
+impl Told {
+    /// The version that it is of, whose values it must have.
+    fn version(&self, definitions: &[String], n: usize, (items, all, large): (i64, f64, f64)) -> usize {
+        let version = definitions.iter().position(|d| *d == self.definition).unwrap() + 1;
+        let spend = if version == 1 { all } else { large };
+        assert_eq!((self.items, self.spend), (items, spend), "event {n}, version {version}");
+        version
+    }
+}
+
 struct Shop<'a> {
-    kafka: &'a Kafka,
+    kafka: Option<&'a Kafka>,
     world: World,
     name: String,
 }
 
 impl<'a> Shop<'a> {
     fn open(kafka: &'a Kafka, redis: &Redis) -> Self {
-        let name = unique("versions");
-        let mut world = World::new();
-        world.set("KAFKA_BROKERS", &kafka.address());
-        world.set("REDIS_URL", &redis.url());
-        let shop = Self { kafka, world, name };
-        shop.define("v1", "");
-        shop.define("v2", &format!("where = \"amount > {LEAST}\""));
+        let mut shop = Self::embedded();
+        shop.world.set("KAFKA_BROKERS", &kafka.address());
+        shop.world.set("REDIS_URL", &redis.url());
         kafka.create(&shop.topic("purchases"), 2);
         kafka.create(&shop.topic("predictions"), 2);
+        Self { kafka: Some(kafka), ..shop }
+    }
+
+    /// On the embedded log and store.
+    fn embedded() -> Self {
+        let shop = Self { kafka: None, world: World::new(), name: unique("versions") };
+        shop.define("v1", "");
+        shop.define("v2", &format!("where = \"amount > {LEAST}\""));
         shop
+    }
+
+    /// The committed predictions of a topic: what each says of its event, by the event's number.
+    fn told(&self, topic: &str) -> BTreeMap<usize, Told> {
+        let values: Vec<Value> = match self.kafka {
+            Some(kafka) => kafka
+                .consume(&self.topic(topic))
+                .into_iter()
+                .map(|record| serde_json::from_slice(&record.value.unwrap()).unwrap())
+                .collect(),
+            None => {
+                let log = self.world.path("log").display().to_string();
+                let lines = self.world.run(&["topic", "tail", &self.topic(topic), "--embedded", &log]);
+                lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["value"].clone()).collect()
+            }
+        };
+        let mut told = BTreeMap::new();
+        for value in values {
+            let value = if let Value::String(text) = &value { serde_json::from_str(text).unwrap() } else { value };
+            let number = |value: &Value| usize::try_from(value.as_u64().unwrap()).unwrap();
+            let (partition, offset) = (number(&value["source"]["partition"]), number(&value["source"]["offset"]));
+            let n = offset * PARTITIONS + partition;
+            assert_eq!(at(n), (partition, offset));
+            let said = Told {
+                definition: value["definition"].as_str().unwrap().to_owned(),
+                items: value["features"]["items_sum_30d"].as_i64().unwrap(),
+                spend: value["features"]["spend_sum_30d"].as_f64().unwrap(),
+            };
+            assert!(told.insert(n, said).is_none(), "event {n} has one prediction");
+        }
+        told
+    }
+
+    /// Definitions of the versions, the first one's first.
+    fn definitions(&self) -> Vec<String> {
+        let listed = self.list();
+        let versions = listed["versions"].as_array().unwrap();
+        versions.iter().map(|version| version["definition"].as_str().unwrap().to_owned()).collect()
     }
 
     /// The definition of `tests/pipelines/cdnow` on JSON records, with more in `[features.spend]`.
@@ -83,6 +143,8 @@ impl<'a> Shop<'a> {
             table.as_table_mut().unwrap().insert(key.to_owned(), value.into());
         };
         set(&mut definition["registry"], "initial", cdnow.join("bundle").to_str().unwrap());
+        set(&mut definition["broker"], "path", self.world.path("log").to_str().unwrap());
+        definition["broker"].as_table_mut().unwrap().insert("partitions".into(), 2.into());
         let properties = "\"session.timeout.ms\" = \"2000\"\n\"heartbeat.interval.ms\" = \"500\"";
         let properties: toml::Table = properties.parse().unwrap();
         definition["broker"].as_table_mut().unwrap().insert("properties".into(), properties.into());
@@ -116,8 +178,12 @@ impl<'a> Shop<'a> {
                 (i32::try_from(at(n).0).unwrap(), customer, value)
             })
             .collect();
+        let Some(kafka) = self.kafka else {
+            let broker = driftline::broker::embedded::EmbeddedBroker::open(&self.world.path("log")).unwrap();
+            return write(&broker, &self.topic("purchases"), &records);
+        };
         let records = records.iter().map(|(partition, key, value)| (*partition, key.as_bytes(), value.as_bytes()));
-        self.kafka.produce(&self.topic("purchases"), records);
+        kafka.produce(&self.topic("purchases"), records);
     }
 
     fn command(&self, verb: &[&str], folder: &str) -> Command {
@@ -176,6 +242,18 @@ fn find<'v>(value: &'v Value, key: &str) -> Option<&'v Value> {
     }
 }
 
+/// Writes records to the embedded log.
+fn write(broker: &dyn Broker, topic: &str, records: &[(i32, String, String)]) {
+    let settings = TopicSettings { partitions: 2, compacted: false, retention_ms: None };
+    broker.create_topic(topic, &settings).unwrap();
+    let mut producer = broker.producer(None).unwrap();
+    for (partition, key, value) in records {
+        let (key, value) = (Some(key.as_bytes()), Some(value.as_bytes()));
+        producer.send(OutRecord { topic, partition: Some(*partition), key, value, ..OutRecord::default() }).unwrap();
+    }
+    producer.commit(&Offsets::new(), None).unwrap();
+}
+
 fn interrupt(mut running: Process) {
     running.signal(libc::SIGINT);
     assert_eq!(running.end().code(), Some(0), "{}", running.printed());
@@ -188,7 +266,7 @@ fn versions_are_switched_under_load_and_back_and_every_event_has_one_prediction(
     let shop = Shop::open(kafka, &redis);
     let oracle = oracle();
     let predicted = AtomicUsize::new(0);
-    let predictions = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         // The load: as many purchases as the predictions keep up with.
         scope.spawn(|| {
             for start in (0..EVENTS).step_by(20) {
@@ -264,28 +342,15 @@ fn versions_are_switched_under_load_and_back_and_every_event_has_one_prediction(
         });
         interrupt(second);
         interrupt(first);
-        kafka.consume(&shop.topic("predictions"))
     });
 
-    let definition = |number: usize| shop.list()["versions"][number - 1]["definition"].clone();
-    let definitions = [definition(1), definition(2)];
-    let mut found: BTreeMap<(usize, usize), usize> = BTreeMap::new();
-    for record in predictions {
-        let value: Value = serde_json::from_slice(&record.value.unwrap()).unwrap();
-        let number = |value: &Value| usize::try_from(value.as_u64().unwrap()).unwrap();
-        let (partition, offset) = (number(&value["source"]["partition"]), number(&value["source"]["offset"]));
-        let n = offset * PARTITIONS + partition;
-        assert_eq!(at(n), (partition, offset));
-        let version = definitions.iter().position(|d| *d == value["definition"]).unwrap() + 1;
-        let (items, all, large) = oracle[n];
-        let spend = if version == 1 { all } else { large };
-        assert_eq!(value["features"]["items_sum_30d"], items, "event {n}, version {version}");
-        assert_eq!(value["features"]["spend_sum_30d"].as_f64(), Some(spend), "event {n}, version {version}");
-        assert_eq!(found.insert((partition, offset), version), None, "event {n} has one prediction");
-    }
-    assert_eq!(found.len(), EVENTS, "each event has a prediction");
+    let definitions = shop.definitions();
+    let told = shop.told("predictions");
+    assert_eq!(told.len(), EVENTS, "each event has a prediction");
     for partition in 0..PARTITIONS {
-        let mut versions: Vec<usize> = found.range((partition, 0)..(partition + 1, 0)).map(|(_, v)| *v).collect();
+        let of_partition = told.iter().filter(|(n, _)| at(**n).0 == partition);
+        let mut versions: Vec<usize> =
+            of_partition.map(|(n, told)| told.version(&definitions, *n, oracle[*n])).collect();
         versions.dedup();
         assert_eq!(versions, [1, 2, 1], "partition {partition} changes its version at one offset each time");
     }
@@ -324,4 +389,112 @@ fn versions_are_switched_under_load_and_back_and_every_event_has_one_prediction(
     );
     let none = shop.command(&["versions", "rollback"], "v2").output().unwrap();
     assert_eq!(none.status.code(), Some(1), "{none:?}");
+}
+
+#[test]
+fn a_process_that_has_not_learned_of_a_switch_gets_no_partition_any_more() {
+    if !cfg!(feature = "failpoints") {
+        return;
+    }
+    let (kafka, redis) = (Kafka::shared(), Redis::start());
+    let shop = Shop::open(kafka, &redis);
+    shop.send(0..400);
+    // It does not ask which version serves while it runs.
+    let mut command = shop.running(&["run"], "v1");
+    command.env("DRIFTLINE_FAILPOINTS", "role.watch=error");
+    let mut first = shop.world.start(command);
+    first.until("all is predicted", || shop.told("predictions").len() == 400);
+    shop.done(shop.running(&["versions", "bootstrap", "--until-caught-up"], "v2"));
+    shop.done(shop.command(&["versions", "switch"], "v2"));
+    // It still owns its partitions and goes on: nobody else publishes yet.
+    shop.send(400..600);
+    first.until("it goes on", || shop.told("predictions").len() == 600);
+    // Another member comes. Whatever is assigned to the first one now, it does not take.
+    let mut second = shop.world.start(shop.running(&["run"], "v2"));
+    first.until_printed("version 1 does not serve any more, version 2 does");
+    shop.send(600..1_000);
+    second.until("all is predicted", || shop.told("predictions").len() == 1_000);
+    interrupt(second);
+    interrupt(first);
+    let (definitions, oracle) = (shop.definitions(), oracle());
+    for (n, told) in shop.told("predictions") {
+        assert_eq!(told.version(&definitions, n, oracle[n]), if n < 600 { 1 } else { 2 }, "event {n}");
+    }
+}
+
+#[test]
+fn stages_apart_keep_the_rows_of_two_versions_apart_and_a_shadow_shows_what_would_come() {
+    let (kafka, redis) = (Kafka::shared(), Redis::start());
+    let shop = Shop::open(kafka, &redis);
+    let oracle = oracle();
+    let stages = |folder: &str| {
+        for stage in ["features", "score"] {
+            let mut command = shop.running(&[stage], folder);
+            command.arg("--until-end");
+            shop.done(command);
+        }
+    };
+    shop.send(0..300);
+    stages("v1");
+    let mut shadow = shop.running(&["versions", "bootstrap", "--until-caught-up", "--shadow-topics"], "v2");
+    shadow.args(["--set", "score.batch.rows=7"]);
+    // What is behind what the first version has committed is not read.
+    shop.send(300..500);
+    shop.done(shadow);
+    let definitions = shop.definitions();
+    let shadowed = shop.told("predictions.shadow-v2");
+    assert_eq!(shadowed.keys().copied().collect::<Vec<_>>(), (0..300).collect::<Vec<_>>());
+    for (n, told) in &shadowed {
+        assert_eq!(told.version(&definitions, *n, oracle[*n]), 2);
+    }
+    assert_eq!(shop.told("predictions").len(), 300);
+
+    shop.done(shop.command(&["versions", "switch"], "v2"));
+    let refused = shop.running(&["versions", "bootstrap"], "v2").output().unwrap();
+    assert_eq!(refused.status.code(), Some(1), "it serves: {refused:?}");
+    stages("v2");
+    shop.send(500..600);
+    shop.done(shop.command(&["versions", "rollback"], "v1"));
+    stages("v1");
+    let told = shop.told("predictions");
+    assert_eq!(told.len(), 600);
+    for (n, told) in &told {
+        let version = if (300..500).contains(n) { 2 } else { 1 };
+        assert_eq!(told.version(&definitions, *n, oracle[*n]), version, "event {n}");
+    }
+    let letters = kafka.consume(&shop.topic("dead-letters"));
+    assert!(letters.is_empty(), "no row met a model of another definition: {letters:?}");
+}
+
+#[test]
+fn on_the_embedded_log_a_switch_ends_the_run_and_the_next_one_goes_on() {
+    let shop = Shop::embedded();
+    let oracle = oracle();
+    shop.send(0..200);
+    let run = |folder: &str| {
+        let mut command = shop.running(&["run"], folder);
+        command.arg("--until-end");
+        shop.done(command);
+    };
+    run("v1");
+    shop.done(shop.running(&["versions", "bootstrap", "--until-caught-up"], "v2"));
+    let compared = shop.done(shop.command(&["versions", "compare", "--json"], "v2"));
+    let compared: Value = serde_json::from_str(&compared).unwrap();
+    assert_eq!((&compared["base"], &compared["with"], &compared["rows"]), (&1.into(), &2.into(), &200.into()));
+
+    let mut first = shop.world.start(shop.running(&["run"], "v1"));
+    first.until_printed("owns partitions");
+    shop.done(shop.command(&["versions", "switch"], "v2"));
+    assert_eq!(first.end().code(), Some(0), "{}", first.printed());
+    shop.send(200..320);
+    run("v2");
+    let definitions = shop.definitions();
+    let told = shop.told("predictions");
+    assert_eq!(told.len(), 320);
+    for (n, told) in &told {
+        assert_eq!(told.version(&definitions, *n, oracle[*n]), if *n < 200 { 1 } else { 2 }, "event {n}");
+    }
+    for customer in 0..CUSTOMERS {
+        assert_eq!(shop.spend("v2", customer), Some(oracle[280 + customer].2), "customer {customer}");
+    }
 }

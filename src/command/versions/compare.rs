@@ -38,7 +38,8 @@ pub(super) fn run(
         return Err(Failure::Usage("--tolerance is a part of the value: at least 0 and below 1".into()));
     }
     let (left, right) = (place.files(base)?, place.files(with)?);
-    let compared = compare(&left, &right, tolerance)?;
+    let keys: Vec<&str> = place.plan.entity.keys.iter().map(|key| &*key.name).collect();
+    let compared = compare(&left, &right, &keys, tolerance)?;
     let report = compared.report(base.number, with.number, tolerance);
     let mut out = std::io::stdout().lock();
     let shown = if as_json {
@@ -136,7 +137,7 @@ impl<'a> Side<'a> {
 
 /// Joins both versions' rows, partition by partition. Those without a partner wait; the side that is behind is read on, so
 /// that few do where both have their rows in about the same order.
-fn compare(left: &OfflineStore, right: &OfflineStore, tolerance: f64) -> Result<Compared, Failure> {
+fn compare(left: &OfflineStore, right: &OfflineStore, keys: &[&str], tolerance: f64) -> Result<Compared, Failure> {
     let mut compared = Compared::default();
     let ends = |store: &OfflineStore| -> Result<BTreeMap<i32, crate::broker::Offsets>, Failure> {
         Ok(store.summary().map_err(Failure::failed)?.into_iter().map(|p| (p.partition, p.next)).collect())
@@ -179,7 +180,7 @@ fn compare(left: &OfflineStore, right: &OfflineStore, tolerance: f64) -> Result<
                     Some(partner) => {
                         let mine = Waiting { batch: Arc::clone(&batch), row };
                         let (l, r) = if side == 0 { (&mine, &partner) } else { (&partner, &mine) };
-                        compared.pair(l, r, (key.0, partition, offset), tolerance);
+                        compared.pair(l, r, (key.0, partition, offset), keys, tolerance);
                     }
                 }
             }
@@ -220,12 +221,13 @@ fn behind(sides: &[Side<'_>; 2]) -> Option<usize> {
 }
 
 impl Compared {
-    fn pair(&mut self, left: &Waiting, right: &Waiting, at: At, tolerance: f64) {
+    fn pair(&mut self, left: &Waiting, right: &Waiting, at: At, keys: &[&str], tolerance: f64) {
         self.rows += 1;
         if self.features.is_empty() && self.only_left.is_empty() && self.only_right.is_empty() {
             let names = |batch: &RecordBatch| -> Vec<String> {
                 let names = batch.schema().fields().iter().map(|f| f.name().clone()).collect::<Vec<_>>();
-                names.into_iter().filter(|name| !ORIGINS.contains(&name.as_str())).collect()
+                let of_row = |name: &String| ORIGINS.contains(&name.as_str()) || keys.contains(&name.as_str());
+                names.into_iter().filter(|name| !of_row(name)).collect()
             };
             let (l, r) = (names(&left.batch), names(&right.batch));
             self.only_left = l.iter().filter(|name| !r.contains(name)).cloned().collect();

@@ -1,6 +1,7 @@
 //! Tests of the engine as a whole: small edge cases, and random streams against an oracle.
 
 mod checkpoints;
+mod current;
 mod edges;
 mod emitted;
 mod event_time;

@@ -1,4 +1,5 @@
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::Path;
 
 use arrow::array::{AsArray, RecordBatch};
@@ -6,7 +7,7 @@ use arrow::compute::concat_batches;
 use arrow::datatypes::Int64Type;
 use driftline::broker::{NextOffset, Offsets, TopicPartition};
 use driftline::config::plan::{OnlinePlan, Plan};
-use driftline::store::{Checkpoint, Manifest, OfflineStore};
+use driftline::store::{Checkpoint, Manifest, OfflineStore, Role, Versions};
 
 use super::{Row, child_folder, feature_rows, in_child, plan, run_python, runtime};
 
@@ -130,6 +131,49 @@ fn rows_are_read_by_event_time_and_column() {
     let changed = OfflineStore::open(&changed, runtime()).unwrap();
     assert_eq!(changed.read_rows(i64::MIN..i64::MAX, None).unwrap().count(), 0);
     assert_eq!(changed.latest(0).unwrap().unwrap().definition, "0123456789abcdef");
+}
+
+#[test]
+fn versions_have_files_of_their_own_and_one_of_two_who_change_something_at_once_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = open(folder.path());
+    let definition = plan_in(folder.path()).definition;
+    let pipeline = plan_in(folder.path()).name;
+    assert_eq!(first.role().unwrap(), Role::Serving { version: 1, epoch: 0 }, "before there are records");
+    let record = Versions::first(&pipeline, &definition, Vec::new(), 1);
+    assert!(first.record_versions(&record).unwrap());
+    first.commit(&checkpoint(None, 0, 10)).unwrap();
+
+    let mut changed = plan_in(folder.path());
+    changed.definition = "fedcba9876543210".into();
+    let unknown = OfflineStore::open(&changed, runtime()).unwrap();
+    assert_eq!(unknown.role().unwrap(), Role::Unknown { serving: 1, epoch: 0 });
+    let (both, _) = record.bootstrapped(&changed.definition, Vec::new(), 2).unwrap();
+    assert!(first.record_versions(&both).unwrap());
+    assert!(!unknown.record_versions(&both).unwrap(), "that record is there already");
+    assert_eq!(unknown.versions().unwrap(), Some(both.clone()));
+
+    let second = OfflineStore::open(&changed, runtime()).unwrap();
+    assert_eq!(second.role().unwrap(), Role::Following { version: 2, serving: 1 });
+    assert_eq!(second.latest(0).unwrap(), None, "the first one's checkpoints are not its own");
+    second.commit(&checkpoint(None, 0, 20)).unwrap();
+    assert!(folder.path().join(&pipeline).join("v2/manifest/partition=0").is_dir());
+    let rows = |store: &OfflineStore| -> usize {
+        store.read_partition(0).unwrap().map(|batch| batch.unwrap().num_rows()).sum()
+    };
+    assert_eq!((rows(&first), rows(&second)), (10, 20));
+
+    assert!(!second.is_handed_over(1, 0).unwrap() && second.is_handed_over(0, 0).unwrap());
+    second.hand_over(1, 0).unwrap();
+    second.hand_over(1, 0).unwrap();
+    assert!(first.is_handed_over(1, 0).unwrap() && !first.is_handed_over(1, 1).unwrap());
+    assert!(!first.is_handed_over(2, 0).unwrap());
+
+    assert!(second.remove_version(2).unwrap() >= 3);
+    assert_eq!((rows(&first), rows(&second)), (10, 0));
+    // A record cut off by a power failure does not count.
+    fs::write(folder.path().join(&pipeline).join("versions/00000000000000000003.json"), b"{\"format\":1,").unwrap();
+    assert_eq!(first.versions().unwrap(), Some(both));
 }
 
 #[test]

@@ -6,7 +6,8 @@ use std::time::Duration;
 use driftline::config::plan::{OnlinePlan, Plan, ScorePlan, Secret};
 use driftline::runtime::clock;
 use driftline::store::feast::{Layout, python_repository, timestamp_field};
-use driftline::store::{GroupRead, OnlineStore, Status, Value, key_from_text, lookup, open_online};
+use driftline::store::{GroupRead, OnlineStore, Status, Value, key_from_text, lookup, open_online, open_online_at};
+use driftline::window::FeatureRows;
 use proptest::prelude::*;
 
 use super::{Row, child_folder, feature_rows, in_child, plan, run_python, runtime};
@@ -162,6 +163,27 @@ fn a_view_that_feast_wrote_later_is_left_alone() {
     let newest = Row::new(1, "ann", START + 60_000, 3);
     store.write(&feature_rows(std::slice::from_ref(&newest)), &never).unwrap();
     assert_eq!(store.read(&newest.key()).unwrap(), newest.read());
+}
+
+#[test]
+fn a_row_of_a_later_definition_wins_whatever_its_time_and_one_of_an_earlier_never() {
+    let plan = redis_plan(Redis::shared().url(), &unique("epochs"));
+    let stores: Vec<_> = (0..3).map(|epoch| open_online_at(&plan, epoch, runtime()).unwrap()).collect();
+    let mut sequence = 0;
+    // Epoch and event time of each write, and which of the writes is then the one that is read.
+    for (write, (epoch, time, newest)) in
+        [(0, 5, 0), (1, 3, 1), (0, 9, 1), (1, 2, 1), (1, 3, 4), (2, 1, 5), (1, 9, 5), (0, 9, 5), (2, 1, 8)]
+            .iter()
+            .enumerate()
+    {
+        sequence += 1;
+        let row = |write: usize, time: i64| Row::new(1, "ann", START + time * 1000, i64::try_from(write).unwrap());
+        let rows = FeatureRows { sequence: vec![sequence], ..feature_rows(&[row(write, *time)]) };
+        stores[*epoch].write(&rows, &never).unwrap();
+        let times = [5, 3, 9, 2, 3, 1, 9, 9, 1];
+        let expected = row(*newest, times[*newest]);
+        assert_eq!(stores[0].read(&expected.key()).unwrap(), expected.read(), "write {write}");
+    }
 }
 
 #[test]
