@@ -16,6 +16,7 @@
 //! watch ends. Nothing is in flight when a consumer leaves its group.
 
 mod account;
+mod backpressure;
 mod checkpointer;
 mod context;
 mod features;

@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 use self::checkpoints::Open;
 use super::RunError;
 use super::account::{Account, Ledger, sample};
+use super::backpressure::Pauses;
 use super::checkpointer::Checkpointer;
 use super::context::Context;
 use super::worker::{self, Ends, IDLE_POLL, Progress};
@@ -68,6 +69,7 @@ struct Slot {
     dead: VecDeque<DeadLetter>,
     /// When each source last brought a record.
     last_record: Vec<Instant>,
+    pauses: Pauses,
     /// Committed feature rows since the last checkpoint.
     rows: Vec<RecordBatch>,
     /// Committed rows of each of the plan's emitted windows since the last checkpoint.
@@ -199,6 +201,9 @@ impl<'a> Worker<'a> {
             self.slots.insert(*partition, slot);
         }
         if !poll.revoked.is_empty() || !gained.is_empty() {
+            for slot in self.slots.values() {
+                slot.pauses.renew(&slot.task, self.context, &mut *self.ends.consumer)?;
+            }
             let owned: Vec<i32> = self.slots.keys().copied().collect();
             let text = match owned.len() {
                 0 => format!("worker {} owns no partition", self.number),
@@ -253,6 +258,7 @@ impl<'a> Worker<'a> {
             published,
             dead: VecDeque::new(),
             last_record: vec![now; topics.len()],
+            pauses: Pauses::new(topics.len()),
             rows: Vec::new(),
             windows: vec![Vec::new(); context.plan.windows.len()],
             rows_count: 0,
@@ -317,17 +323,25 @@ impl<'a> Worker<'a> {
         let partitions: Vec<i32> = self.slots.keys().copied().collect();
         for partition in partitions {
             let slot = self.slots.get_mut(&partition).expect("only a rebalance removes slots");
+            for (_, last) in slot.last_record.iter_mut().enumerate().filter(|(source, _)| slot.pauses.has(*source)) {
+                *last = now;
+            }
             let idle =
                 |(source, last): (&SourcePlan, &Instant)| now.saturating_duration_since(*last) >= source.idle_after;
-            let idle: Vec<bool> = sources.iter().zip(&slot.last_record).map(idle).collect();
+            let mut idle: Vec<bool> = sources.iter().zip(&slot.last_record).map(idle).collect();
             let caught_up: Vec<bool> = sources
                 .iter()
                 .map(|s| self.ends.consumer.caught_up(&TopicPartition::new(Arc::clone(&s.topic), partition)))
                 .collect();
             // The end of what a version follows is the end of nothing.
-            let ends = self.context.options.until_end && !self.context.is_following();
-            if ends && caught_up.iter().all(|caught_up| *caught_up) {
-                slot.task.end();
+            if self.context.options.until_end && !self.context.is_following() {
+                if caught_up.iter().all(|caught_up| *caught_up) {
+                    slot.task.end();
+                }
+                // The end of a topic is the end of its time: a source that is paused for it need not wait any longer.
+                if slot.task.is_in_event_time() {
+                    idle.iter_mut().zip(&caught_up).for_each(|(idle, caught_up)| *idle |= caught_up);
+                }
             }
             loop {
                 let mut clock = self.steps.start();
@@ -362,6 +376,8 @@ impl<'a> Worker<'a> {
                     break;
                 }
             }
+            let slot = self.slots.get_mut(&partition).expect("only a rebalance removes slots");
+            slot.pauses.follow(&slot.task, self.context, &mut *self.ends.consumer)?;
         }
         Ok(())
     }

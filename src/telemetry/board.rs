@@ -101,6 +101,8 @@ pub struct SourceCounts {
     pub late: AtomicU64,
     /// Records that could not be used.
     pub dead: AtomicU64,
+    /// Times that a partition was not fetched for a while, because its rows waited for another source.
+    pub pauses: AtomicU64,
 }
 
 /// See the module.
@@ -247,7 +249,7 @@ impl Board {
             .map(|(name, c)| {
                 let counts = serde_json::json!({
                     "read": load(&c.read), "applied": load(&c.applied), "filtered": load(&c.filtered),
-                    "late": load(&c.late), "dead": load(&c.dead),
+                    "late": load(&c.late), "dead": load(&c.dead), "pauses": load(&c.pauses),
                 });
                 (name.clone(), counts)
             })

@@ -23,6 +23,8 @@ names! {
     counter WINDOW_APPLIED = "driftline_window_rows_applied_total";
     /// Records that a source's `where` left out. Labels: pipeline, source.
     counter SOURCE_FILTERED = "driftline_source_records_filtered_total";
+    /// Times that a source's partition was not fetched for a while, because its rows wait for another source. Labels: pipeline, source.
+    counter SOURCE_PAUSES = "driftline_source_pauses_total";
     /// NaN and infinite values in records that were decoded; they became null. Labels: pipeline, source.
     counter NONFINITE = "driftline_source_values_nonfinite_total";
     /// Rows later than `out_of_order` allows. Labels: pipeline, source.

@@ -240,6 +240,11 @@ impl Held {
         }
     }
 
+    /// True where what was held before the restoration is not all read again yet.
+    pub fn is_resuming(&self) -> bool {
+        self.resuming
+    }
+
     /// More could be let go at once.
     pub fn more(&self) -> bool {
         self.more

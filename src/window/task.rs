@@ -428,7 +428,19 @@ impl Task {
         self.partition
     }
 
-    /// Rows of a source that wait for their turn. Pause the source's partition while these are too many.
+    /// True where rows of this source wait, or would, for what another source has still to bring. Its partition can then be
+    /// paused without holding back the others.
+    pub fn is_held_back(&self, source: usize) -> bool {
+        match &self.held {
+            // What was held before a restoration is all read again before anything is let go.
+            Some(held) if held.is_resuming() => false,
+            Some(_) => self.offered[source].watermark() > self.time.passed(&self.offered),
+            // A source with waiting rows is not the one that others wait for.
+            None => self.engine.sources() > 1 && self.synchroniser.waiting(source) > 0,
+        }
+    }
+
+    /// Rows of a source that wait for their turn.
     pub fn buffered(&self, source: usize) -> usize {
         self.synchroniser.waiting(source) + self.held.as_ref().map_or(0, |held| held.waiting(source))
     }

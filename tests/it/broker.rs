@@ -585,6 +585,28 @@ fn a_paused_partition_brings_nothing(#[case] kind: Kind) {
     assert_eq!(take(&mut *consumer, 5), (0..5).collect::<Vec<_>>());
 }
 
+/// What one member has paused, the next owner of the partition reads; so does the same one, once it has it back.
+#[rstest]
+#[case::embedded(Kind::Embedded)]
+#[case::kafka(Kind::Kafka)]
+fn a_pause_ends_with_the_assignment(#[case] kind: Kind) {
+    let subject = Subject::new(kind);
+    let (topic, group) = (subject.topic(1), unique("g"));
+    let mut first = subject.consumer(&group, &topic);
+    wait_assigned(&mut *first);
+    first.pause(&[TopicPartition::new(topic.clone(), 0)]).unwrap();
+    subject.write(&topic, 0, 0..5);
+    let mut second = subject.consumer(&group, &topic);
+    let mut read = Vec::new();
+    until("one of the two reads", LIMIT, || {
+        read.extend([&mut first, &mut second].into_iter().flat_map(|consumer| {
+            let poll = consumer.poll(10, Duration::from_millis(20)).unwrap();
+            poll.records.iter().map(|records| records.len()).collect::<Vec<_>>()
+        }));
+        read.iter().sum::<usize>() == 5
+    });
+}
+
 #[rstest]
 #[case::embedded(Kind::Embedded)]
 #[case::kafka(Kind::Kafka)]

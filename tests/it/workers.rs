@@ -13,6 +13,7 @@ use driftline::source::dead_letter;
 use driftline::store::{GroupRead, OnlineError, OnlineStore, Value};
 use driftline::telemetry::board::Board;
 use driftline::window::FeatureRows;
+use rstest::rstest;
 
 use crate::servers::{Kafka, unique, until};
 
@@ -346,6 +347,56 @@ fn under_a_backlog_checkpoints_keep_their_pace() {
     }
     let rows: usize = shop.fates().rows.len();
     assert_eq!(rows, 2 * 40_000, "every row once");
+}
+
+/// All of one source comes after all of the other.
+#[rstest]
+fn a_source_that_waits_for_another_is_not_fetched_meanwhile(
+    #[values(false, true)] on_kafka: bool,
+    #[values("arrival", "event_time")] emit: &str,
+) {
+    const ROWS: i64 = 200_000;
+    const VISITS: i64 = 240_000;
+    let kafka = on_kafka.then(Kafka::shared);
+    let never = ["sources.orders.idle_after", "sources.visits.idle_after"].map(|key| (key, "1h"));
+    let settings = [("score.emit", emit), ("score.batch.rows", "10000"), never[0], never[1]];
+    let shop = Shop::open_with(kafka, &settings);
+    let mut producer = shop.broker.producer(None).unwrap();
+    let mut write = |source: usize, number: i64, time: i64| {
+        let value = format!(r#"{{"customer_id":"c{}","at":{},"amount":1}}"#, number % 7, 1_700_000_000_000 + time);
+        let partition = Some((number % 2) as i32);
+        let topic = &shop.topic(source);
+        let record = OutRecord { topic, partition, value: Some(value.as_bytes()), ..OutRecord::default() };
+        producer.send(record).unwrap();
+    };
+    for number in 0..ROWS {
+        write(0, number, number * 10);
+    }
+    for number in 0..VISITS {
+        write(1, number, 2_000_000 + number * 10);
+    }
+    producer.commit(&Offsets::new(), None).unwrap();
+    let board = shop.run_to_the_end();
+
+    let counts = |source: usize| {
+        let counts = &board.sources[source].1;
+        [&counts.applied, &counts.pauses].map(|count| count.load(Ordering::Relaxed))
+    };
+    // On Kafka a partition may change hands and be read again, and may bring all orders first.
+    if !on_kafka {
+        assert_eq!([counts(0)[0], counts(1)[0]], [ROWS, VISITS].map(i64::unsigned_abs));
+        assert!(counts(1)[1] > 0, "{:?}", counts(1));
+    }
+    let topic = shop.plan.features_topic();
+    until("all is shown", LIMIT, || {
+        shop.records(&topic).iter().map(|records| records.len() as i64).sum::<i64>() >= ROWS
+    });
+    for (partition, rows) in shop.feature_rows() {
+        // Every 14th order is of the same customer and partition, and all lie within the hour.
+        let before = (ROWS - 2 + i64::from(partition)) / 14;
+        let last = &rows[rows.len() - 1]["features"];
+        assert_eq!(last["spend_sum_1h"], 1.0 + before as f64, "partition {partition}: {last}");
+    }
 }
 
 #[test]

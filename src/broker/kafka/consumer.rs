@@ -157,7 +157,12 @@ impl KafkaConsumer {
         }
         let context = self.client.context();
         self.client.assign(&list).map_err(|error| self.link.error("taking up partitions", &error, context))?;
-        let paused: Vec<_> = self.owned.iter().filter(|o| o.paused).map(|o| o.partition.clone()).collect();
+        // librdkafka keeps a partition paused that was so when it was given back, though it says that it starts to fetch it.
+        let partitions = |paused| self.owned.iter().filter(move |o| o.paused == paused).map(|o| o.partition.clone());
+        let (paused, others): (Vec<_>, Vec<_>) = (partitions(true).collect(), partitions(false).collect());
+        if !others.is_empty() {
+            self.resume(&others)?;
+        }
         if paused.is_empty() { Ok(()) } else { self.pause(&paused) }
     }
 
