@@ -87,6 +87,7 @@ fn plan(groups: Vec<GroupPlan>, out_of_order: Duration) -> Plan {
         idle_after: Duration::from_secs(30),
         filter: None,
         derive: Vec::new(),
+        table: None,
     };
     let nowhere = || "file:///nowhere".to_owned();
     Plan {

@@ -134,7 +134,7 @@ fn topics(plan: &Plan, broker: &dyn Broker) -> Vec<(bool, String)> {
         }
     }
     if counts.windows(2).any(|w| w[0] != w[1]) {
-        found.push((false, "the sources' topics have different numbers of partitions".into()));
+        found.push((false, "the topics of sources and tables have different numbers of partitions: one task reads the same partition of all of them".into()));
     }
     found
 }

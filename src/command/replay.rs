@@ -37,6 +37,12 @@ pub(super) fn run(args: &ReplayArgs) -> Outcome {
             )));
         }
     };
+    if source.event_time.is_empty() {
+        return Err(Failure::Usage(format!(
+            "table '{}' has no event_time: its rows are true since they were written, which a file does not say",
+            source.name
+        )));
+    }
     let format = match &args.format {
         Some(name) => Some(
             FileFormat::of(Path::new(&format!("file.{name}")))

@@ -145,12 +145,10 @@ fn partitions_of(plan: &BrokerPlan) -> u32 {
 
 /// Creates a pipeline's source and label topics where they are missing.
 pub(super) fn create_inputs(plan: &Plan, broker: &dyn Broker, partitions: Option<u32>) -> Outcome {
-    let settings = TopicSettings {
-        partitions: partitions.unwrap_or_else(|| partitions_of(&plan.broker)),
-        compacted: false,
-        retention_ms: None,
-    };
-    for topic in plan.sources.iter().map(|s| &s.topic).chain(plan.labels.iter().map(|l| &l.topic)) {
+    let partitions = partitions.unwrap_or_else(|| partitions_of(&plan.broker));
+    let sources = plan.sources.iter().map(|source| (&source.topic, source.table.is_some()));
+    for (topic, compacted) in sources.chain(plan.labels.iter().map(|labels| (&labels.topic, false))) {
+        let settings = TopicSettings { partitions, compacted, retention_ms: None };
         if broker.topic(topic).map_err(Failure::failed)?.is_none() {
             broker.create_topic(topic, &settings).map_err(Failure::failed)?;
             tracing::info!(%topic, partitions = settings.partitions, "created");

@@ -50,6 +50,15 @@ pub(super) fn hash(plan: &Plan) -> String {
         plan.derived.iter().map(|d| json!([&*d.column.name, d.column.data_type, d.sql])).collect();
     let mut canonical =
         vec![json!(1), json!(columns(&plan.entity.keys)), json!(sources), json!(groups), json!(derived)];
+    let tables: Vec<Value> = plan
+        .sources
+        .iter()
+        .filter_map(|source| source.table.as_ref())
+        .map(|table| json!([columns(&table.columns), table.record_time, table.record_key]))
+        .collect();
+    if !tables.is_empty() {
+        canonical.push(json!(["tables", tables]));
+    }
     // What came later is named where it differs from what was: the hashes of older pipelines stay.
     if plan.score.as_ref().is_some_and(|score| score.emit == Emit::EventTime) {
         canonical.push(json!("emit in event-time order"));

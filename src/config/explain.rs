@@ -64,11 +64,12 @@ impl Plan {
                 Format::Protobuf { .. } => "Protobuf",
             };
             let fields: Vec<&str> = source.fields.iter().map(|field| &*field.name).collect();
-            let _ = writeln!(out, "  {}: topic {}, {format}; uses {}", source.name, source.topic, fields.join(", "));
+            let (name, table) = (&source.name, if source.table.is_some() { " (table)" } else { "" });
+            let _ = writeln!(out, "  {name}{table}: topic {}, {format}; uses {}", source.topic, fields.join(", "));
             let _ = writeln!(
                 out,
                 "    event time {}; up to {} out of order, {} ahead; idle after {}",
-                source.event_time,
+                if source.event_time.is_empty() { "that of the record" } else { &source.event_time },
                 label(source.out_of_order),
                 label(source.ahead),
                 label(source.idle_after)
@@ -147,6 +148,11 @@ impl Plan {
     }
 
     fn explain_group(&self, group: &GroupPlan, out: &mut String) {
+        if self.sources[group.source].table.is_some() {
+            let names: Vec<&str> = group.features.iter().map(|(_, _, column)| &*column.name).collect();
+            let _ = writeln!(out, "  {}: the newest row\n    {}", group.name, names.join(", "));
+            return;
+        }
         let of = group.of.as_ref().map_or("events".to_owned(), |column| format!("`{}`", column.name));
         let filter = group.filter.as_ref().map(|filter| format!(" where {filter}")).unwrap_or_default();
         let by = group.by.as_ref().map(|by| format!(" by {}", by.column.name)).unwrap_or_default();

@@ -31,7 +31,8 @@ pub struct Plan {
     pub registry: RegistryPlan,
     /// What features are about.
     pub entity: EntityPlan,
-    /// Event sources, in the order of the file. All have the same number of partitions.
+    /// Tables, then event sources, each in the order of the file: of what happens at the same instant, the tables' rows come
+    /// first. All have the same number of partitions.
     pub sources: Vec<SourcePlan>,
     /// Feature groups, in the order of the file.
     pub groups: Vec<GroupPlan>,
@@ -239,7 +240,7 @@ pub struct SourcePlan {
     pub fields: Vec<Column>,
     /// For each entity key, in the entity's order: the field that holds it.
     pub key_fields: Vec<Arc<str>>,
-    /// Field with the event time.
+    /// Field with the event time; empty for a table that goes by its records' timestamps.
     pub event_time: Arc<str>,
     /// Its unit.
     pub event_time_unit: TimeUnit,
@@ -253,6 +254,33 @@ pub struct SourcePlan {
     pub filter: Option<String>,
     /// Added columns: name, SQL over the record and the columns before it, type.
     pub derive: Vec<(Column, String)>,
+    /// Where the topic is a table instead of events.
+    pub table: Option<TablePlan>,
+}
+
+/// What a table has besides: a topic whose newest row of a key is what is true of it. Its feature group has one feature a
+/// column, `<table>_<column>`, of function `last` over the lifetime.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TablePlan {
+    /// Columns of its source that are features, in the order of its group's features.
+    pub columns: Vec<Column>,
+    /// The instant of a row is its record's Kafka timestamp, and there is no event-time field. That of a row without a value
+    /// always is.
+    pub record_time: bool,
+    /// How the record's key is read, which is all that a row without a value has.
+    pub record_key: RecordKey,
+}
+
+/// How a record's key is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RecordKey {
+    /// The join key itself: UTF-8 text, or an integer in decimal digits.
+    Text,
+    /// A JSON object with the fields of the join keys.
+    Json,
+    /// Eight bytes, the most significant first, as Java's `LongSerializer` writes them.
+    Long,
 }
 
 /// One window of a feature group.

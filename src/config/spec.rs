@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::defaults;
-use super::plan::{DataType, Delivery, Emit, Function, Secret, TimeUnit};
+use super::plan::{DataType, Delivery, Emit, Function, RecordKey, Secret, TimeUnit};
 
 /// A driftline pipeline: from topics to features, predictions, drift monitoring and retraining.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -32,6 +32,10 @@ pub struct Spec {
     pub entities: IndexMap<String, EntitySpec>,
     /// Topics with events, their schema, key and event time.
     pub sources: IndexMap<String, SourceSpec>,
+    /// Tables: topics of facts about an entity, the newest row of each key being what is true. Each of its columns is a
+    /// feature, `<table>_<column>`, and the table's name is that of their Feast feature view.
+    #[serde(default)]
+    pub tables: IndexMap<String, TableSpec>,
     /// Feature groups: aggregations of one source's column over windows. The table's name is the prefix of the features'
     /// names, and the name of the group's Feast feature view.
     #[serde(default)]
@@ -208,6 +212,57 @@ pub struct SourceSpec {
     #[serde(default, rename = "where", skip_serializing_if = "Option::is_none")]
     pub filter: Option<String>,
     /// Columns to add: name = "SQL over the record and the columns before it".
+    #[serde(default)]
+    pub derive: IndexMap<String, String>,
+}
+
+/// A topic of facts about an entity, usually compacted. As of an instant, the newest row of the entity's key is what is true.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TableSpec {
+    /// Topic. It has as many partitions as those of the sources.
+    pub topic: String,
+    /// How the records are written.
+    pub format: FormatSpec,
+    /// Schema file, as for sources.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<String>,
+    /// Full name of the Protobuf message that each record is. Needed for Protobuf.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// Fields of JSON records and their types.
+    #[serde(default)]
+    pub fields: IndexMap<String, DataType>,
+    /// Entity that the facts are about. Default: the pipeline's only one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entity: Option<String>,
+    /// Field of each of the entity's join keys, where it has another name.
+    #[serde(default)]
+    pub key: IndexMap<String, String>,
+    /// How the Kafka key of a record without a value is written, which deletes the key's row. Default: `text`, or `json`
+    /// where the entity has several join keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub record_key: Option<RecordKey>,
+    /// Field with the instant since when the facts are true. Default: none; then the record's Kafka timestamp.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event_time: Option<TimeSpec>,
+    /// Columns that become features. Default: all fields but the keys and the event time, then the derived columns.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub columns: Option<Vec<String>>,
+    /// How far a row may lie behind the newest one of its partition where `[score] emit = "event_time"` waits for it. Later
+    /// ones count, too, from when they come.
+    #[serde(default = "defaults::out_of_order")]
+    pub out_of_order: String,
+    /// How far a row may lie ahead of its Kafka timestamp. Those further ahead go to the dead letters.
+    #[serde(default = "defaults::ahead")]
+    pub ahead: String,
+    /// After this long without a record the table no longer holds back the sources.
+    #[serde(default = "defaults::idle_after")]
+    pub idle_after: String,
+    /// SQL condition over the row. A row for which it is not true deletes the key's row.
+    #[serde(default, rename = "where", skip_serializing_if = "Option::is_none")]
+    pub filter: Option<String>,
+    /// Columns to add: name = "SQL over the row and the columns before it".
     #[serde(default)]
     pub derive: IndexMap<String, String>,
 }

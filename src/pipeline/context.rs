@@ -332,19 +332,20 @@ impl Context {
         let mut partitions = default_partitions;
         if self.stages.features {
             let mut found: Vec<(String, usize)> = Vec::new();
-            for topic in self.source_topics() {
+            for (topic, source) in self.source_topics().iter().zip(&self.plan.sources) {
                 if embedded {
-                    broker.create_topic(&topic, &log(default_partitions))?;
+                    let compacted = source.table.is_some();
+                    broker.create_topic(topic, &TopicSettings { compacted, ..log(default_partitions) })?;
                 }
                 let info = broker
-                    .topic(&topic)?
+                    .topic(topic)?
                     .ok_or_else(|| BrokerError::NoSuchTopic { topic: topic.to_string(), broker: broker.describe() })?;
                 found.push((topic.to_string(), info.partitions.len()));
             }
             if found.iter().any(|(_, n)| *n != found[0].1) {
                 let list: Vec<_> = found.iter().map(|(t, n)| format!("{t} has {n}")).collect();
                 return Err(RunError::Definition(format!(
-                    "the sources of a pipeline must have the same number of partitions, because one task reads the same partition of all of them, but {}; recreate the smaller ones",
+                    "the sources and tables of a pipeline must have the same number of partitions, because one task reads the same partition of all of them, but {}; recreate the smaller ones",
                     list.join(", ")
                 )));
             }

@@ -34,6 +34,7 @@ pub(super) fn plan(keys: &[(&str, DataType)]) -> Plan {
         idle_after: Duration::from_secs(30),
         filter: None,
         derive: Vec::new(),
+        table: None,
     };
     let derived = [
         ("spend", DataType::Float64),

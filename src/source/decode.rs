@@ -15,6 +15,7 @@ use super::expression::{Expression, RowFailure};
 use super::fault::{RecordFault, reason};
 use super::json::JsonDecoder;
 use super::protobuf::ProtobufDecoder;
+use super::table::TableDecoder;
 use super::{DeadLetter, Decoded, SourceBatch};
 use crate::broker::{BrokerError, Records, SchemaRegistry};
 use crate::config::plan::{Column, DataType, Format, SourcePlan, TimeUnit};
@@ -65,6 +66,7 @@ pub struct SourceDecoder {
     fields: SchemaRef,
     derive: Vec<(ArrowField, Expression)>,
     filter: Option<Expression>,
+    table: Option<TableDecoder>,
 }
 
 impl SourceDecoder {
@@ -81,7 +83,8 @@ impl SourceDecoder {
                 ..Field::new(&column.name, column.data_type)
             })
             .collect();
-        let time = (&plan.event_time, plan.event_time_unit);
+        let time = (!plan.event_time.is_empty()).then_some((&plan.event_time, plan.event_time_unit));
+        let table = plan.table.as_ref().map(|table| TableDecoder::new(table, &plan.key_fields, &fields));
         let records = RecordDecoder::new(&plan.topic, &plan.format, fields, &plan.key_fields, time, registry)?;
 
         let mut known = plan.fields.clone();
@@ -101,7 +104,7 @@ impl SourceDecoder {
         }
         let filter = plan.filter.as_ref().map(|sql| compile(sql, &known)).transpose()?;
         let ahead_ms = i64::try_from(plan.ahead.as_millis()).unwrap_or(i64::MAX);
-        Ok(Self { source, records, ahead_ms, fields: arrow_schema(&plan.fields), derive, filter })
+        Ok(Self { source, records, ahead_ms, fields: arrow_schema(&plan.fields), derive, filter, table })
     }
 
     /// Decodes the records of one poll. The dead letters are in offset order; `batch.next` is −1 where there is no record.
@@ -113,8 +116,13 @@ impl SourceDecoder {
         let mut dead = Vec::new();
         let mut rows = Vec::with_capacity(records.len());
         let mut event_times = Vec::with_capacity(records.len());
+        let mut deleted = Vec::new();
         for row in 0..records.len() {
-            let decoded = self.records.row(records.values.get(row)).and_then(|event_time| {
+            let decoded = match &self.table {
+                Some(table) => table.row(&mut self.records, records, row),
+                None => self.records.row(records.values.get(row)),
+            };
+            let decoded = decoded.and_then(|event_time| {
                 ahead_fault(event_time, records.timestamps[row], self.ahead_ms)
                     .map_or(Ok(event_time), |fault| Err(fault.into()))
             });
@@ -123,6 +131,9 @@ impl SourceDecoder {
                     self.records.rows.commit();
                     rows.push(row);
                     event_times.push(event_time);
+                    if self.table.is_some() {
+                        deleted.push(records.values.get(row).is_none());
+                    }
                 }
                 Err(DecodeError::Record(fault)) => dead.push(dead_row(records, row, fault)),
                 Err(DecodeError::Registry(error)) => {
@@ -135,11 +146,14 @@ impl SourceDecoder {
         let options = RecordBatchOptions::new().with_row_count(Some(rows.len()));
         let columns = RecordBatch::try_new_with_options(self.fields.clone(), arrays, &options)
             .expect("the builder makes one array a field, of its type");
-        let mut batch = Batch { columns, rows, event_times };
+        let mut batch = Batch { columns, rows, event_times, deleted };
         let mut filtered = 0;
         self.evaluate(&mut batch, &mut filtered, |row, reason| {
             dead.push(dead_row(records, row, RecordFault::new(reason::EXPRESSION, reason)));
         });
+        if let Some(table) = &self.table {
+            batch.columns = table.without_deleted(batch.columns, &batch.deleted);
+        }
         dead.sort_by_key(|letter| letter.offset);
         Ok(Decoded {
             batch: SourceBatch {
@@ -167,6 +181,10 @@ impl SourceDecoder {
         }
         if let Some(expression) = &self.filter {
             let kept = expression.as_filter(&batch.columns).expect(COMPILED);
+            if self.table.is_some() {
+                batch.deleted.iter_mut().zip(kept.keep.values()).for_each(|(deleted, keep)| *deleted |= !keep);
+                return batch.fail(&kept.failed, &mut fail);
+            }
             let dropped = kept.keep.len() - kept.keep.true_count();
             *filtered = (dropped - kept.failed.len()) as u64;
             for RowFailure { row, reason } in kept.failed {
@@ -184,6 +202,8 @@ struct Batch {
     columns: RecordBatch,
     rows: Vec<usize>,
     event_times: Vec<i64>,
+    /// Of a table: whether the row deletes its key's.
+    deleted: Vec<bool>,
 }
 
 impl Batch {
@@ -214,6 +234,8 @@ impl Batch {
         self.rows.retain(|_| kept.next().unwrap_or(false));
         let mut kept = keep.values().iter();
         self.event_times.retain(|_| kept.next().unwrap_or(false));
+        let mut kept = keep.values().iter();
+        self.deleted.retain(|_| kept.next().unwrap_or(false));
     }
 }
 
@@ -223,8 +245,8 @@ pub(super) struct RecordDecoder {
     format: FormatDecoder,
     pub(super) rows: RowBuilder,
     keys: Vec<usize>,
-    time: usize,
-    unit: TimeUnit,
+    /// The field with the instant, and its unit.
+    time: Option<(usize, TimeUnit)>,
 }
 
 #[derive(Debug)]
@@ -240,7 +262,7 @@ impl RecordDecoder {
         format: &Format,
         fields: Vec<Field>,
         keys: &[Arc<str>],
-        (time, unit): (&Arc<str>, TimeUnit),
+        time: Option<(&Arc<str>, TimeUnit)>,
         registry: Option<Arc<SchemaRegistry>>,
     ) -> Result<Self, SourceError> {
         let index = |name: &Arc<str>| {
@@ -251,7 +273,7 @@ impl RecordDecoder {
             })
         };
         let keys = keys.iter().map(index).collect::<Result<_, _>>()?;
-        let time = index(time)?;
+        let time = time.map(|(time, unit)| index(time).map(|time| (time, unit))).transpose()?;
         let rows = RowBuilder::new(fields.clone());
         let format =
             match format {
@@ -269,10 +291,11 @@ impl RecordDecoder {
                     FormatDecoder::Protobuf(decoder)
                 }
             };
-        Ok(Self { format, rows, keys, time, unit })
+        Ok(Self { format, rows, keys, time })
     }
 
-    /// Starts a row and sets it from a record's value. Returns the row's instant; the caller commits the row.
+    /// Starts a row and sets it from a record's value. Returns the row's instant, 0 where there is no field for it; the caller
+    /// commits the row.
     #[inline]
     pub(super) fn row(&mut self, value: Option<&[u8]>) -> Result<i64, DecodeError> {
         let value = value.ok_or_else(|| {
@@ -284,24 +307,31 @@ impl RecordDecoder {
             FormatDecoder::Avro(decoder) => decoder.decode(value, &mut self.rows)?,
             FormatDecoder::Protobuf(decoder) => decoder.decode(value, &mut self.rows)?,
         }
+        self.check_keys()?;
+        let Some((time, unit)) = self.time else { return Ok(0) };
+        match self.rows.columns()[time].instant(unit) {
+            Some(ms) if is_plausible(ms) => Ok(ms),
+            found => Err(self.time_fault(time, unit, found).into()),
+        }
+    }
+
+    /// Checks that the row, which was set, has its keys.
+    #[inline]
+    pub(super) fn check_keys(&self) -> Result<(), RecordFault> {
         let columns = self.rows.columns();
-        for &key in &self.keys {
-            if columns[key].is_null() {
+        match self.keys.iter().find(|&&key| columns[key].is_null()) {
+            None => Ok(()),
+            Some(&key) => {
                 let name = &columns[key].field().name;
                 let error = format!("key field '{name}' is null or missing: the event belongs to no entity");
-                return Err(RecordFault::new(reason::NULL_KEY, error).into());
+                Err(RecordFault::new(reason::NULL_KEY, error))
             }
-        }
-        let time = &columns[self.time];
-        match time.instant(self.unit) {
-            Some(ms) if is_plausible(ms) => Ok(ms),
-            found => Err(self.time_fault(found).into()),
         }
     }
 
     #[cold]
-    fn time_fault(&self, found: Option<i64>) -> RecordFault {
-        let time = &self.rows.columns()[self.time];
+    fn time_fault(&self, time: usize, unit: TimeUnit, found: Option<i64>) -> RecordFault {
+        let time = &self.rows.columns()[time];
         let name = &time.field().name;
         if time.is_null() {
             return RecordFault::new(reason::NULL_EVENT_TIME, format!("event-time field '{name}' is null or missing"));
@@ -311,7 +341,7 @@ impl RecordDecoder {
             let error = format!("event-time field '{name}': {value} cannot be read as an instant");
             return RecordFault::new(reason::BAD_EVENT_TIME, error);
         };
-        let hint = match likely_unit(raw(ms, time.field().data_type, self.unit)) {
+        let hint = match likely_unit(raw(ms, time.field().data_type, unit)) {
             Some(unit) => format!("; as unit \"{unit}\" it would be a date of our time: is event_time.unit right?"),
             None => String::new(),
         };

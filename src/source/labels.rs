@@ -56,7 +56,8 @@ impl LabelDecoder {
         fields.push(Field { unit: Some(*unit), ..Field::new(time, DataType::Timestamp) });
         fields.push(Field { takes_booleans: true, ..Field::new(&plan.value, DataType::Float64) });
         let value = fields.len() - 1;
-        let records = RecordDecoder::new(&plan.topic, &plan.format, fields, &plan.key_fields, (time, *unit), registry)?;
+        let as_of = Some((time, *unit));
+        let records = RecordDecoder::new(&plan.topic, &plan.format, fields, &plan.key_fields, as_of, registry)?;
         Ok(Self { records, keys: arrow_schema(&entity.keys), value })
     }
 

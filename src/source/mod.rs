@@ -13,6 +13,7 @@ mod labels;
 pub mod protobuf;
 pub mod replay;
 pub(crate) mod skip;
+mod table;
 #[cfg(test)]
 #[path = "../../tests/it/source_plan.rs"]
 mod sample;
@@ -43,7 +44,7 @@ pub struct SourceBatch {
     pub next: i64,
     /// Records read to make this batch, kept or not.
     pub read: u64,
-    /// Records that `where` left out.
+    /// Records that `where` left out. None of a table: there they are rows without facts, as are records without a value.
     pub filtered: u64,
 }
 

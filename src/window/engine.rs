@@ -10,7 +10,7 @@ use super::entities::Entity;
 use super::state::{Layout, State};
 use super::tile::{Window, Windows};
 use super::{WindowError, row_columns};
-use crate::config::plan::{Column, DataType, Emit, Function, GroupPlan, Plan, SourcePlan, WindowPlan};
+use crate::config::plan::{Column, DataType, Emit, Function, GroupPlan, Plan, SourcePlan, TablePlan, WindowPlan};
 use crate::source::expression::{Expression, ExpressionError};
 
 /// The windows of a pipeline, shared by all its tasks.
@@ -55,6 +55,8 @@ pub(super) struct Source {
     pub layout: Layout,
     /// Its features.
     pub readings: Vec<Reading>,
+    /// Of a table: the features of its newest row, one for each series. It has no readings then.
+    pub table: Option<Vec<Fact>>,
     /// Words of a row, and lanes, that hold the number of a text.
     pub text_words: Vec<usize>,
     pub text_lanes: Vec<usize>,
@@ -67,6 +69,25 @@ pub(super) struct Value {
     pub column: usize,
     /// The hash of a text stands for it.
     pub hashed: bool,
+}
+
+/// A column of a table that is a feature.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Fact {
+    /// Its bit in the mask of a row says whether the row has a value.
+    pub series: usize,
+    /// Word of a row that holds the value.
+    pub word: usize,
+    /// Index among the features.
+    pub feature: usize,
+}
+
+impl Fact {
+    /// The value in a row.
+    #[inline]
+    pub fn of(self, row: &[u64]) -> Option<u64> {
+        (row[1 + self.series / 64] >> (self.series % 64) & 1 == 1).then(|| row[self.word])
+    }
 }
 
 /// How the features of one series over one window are read.
@@ -141,6 +162,7 @@ struct Outline {
     kept: Vec<u64>,
     layout: Layout,
     readings: Vec<Reading>,
+    table: Option<Vec<Fact>>,
     /// Windows that are emitted, each with its number among the plan's.
     emitted: Vec<(usize, Emitted)>,
 }
@@ -149,6 +171,9 @@ impl Outline {
     fn new(plan: &Plan, source_index: usize) -> Result<Self, WindowError> {
         let source = &plan.sources[source_index];
         let columns = source_columns(source);
+        if let Some(table) = &source.table {
+            return Self::of_table(plan, source_index, table, &columns);
+        }
         let groups = || plan.groups.iter().filter(|group| group.source == source_index);
         let mut values: Vec<Value> = Vec::new();
         let mut filters: Vec<(String, String)> = Vec::new();
@@ -239,7 +264,45 @@ impl Outline {
             }
             first += group.features.len();
         }
-        Ok(Self { values, filters, series, kept: kept_bits, layout, readings, emitted })
+        Ok(Self { values, filters, series, kept: kept_bits, layout, readings, table: None, emitted })
+    }
+
+    /// A table: one series a column, of which nothing is aggregated. Its rows are kept as they are.
+    fn of_table(plan: &Plan, source: usize, table: &TablePlan, columns: &[Column]) -> Result<Self, WindowError> {
+        let name = &plan.sources[source].name;
+        let mut values = Vec::new();
+        for of in &table.columns {
+            let column = columns.iter().position(|column| column == of).ok_or_else(|| WindowError::Group {
+                group: name.to_string(),
+                reason: format!("the table has no column `{}` of type {}", of.name, of.data_type.to_arrow()),
+            })?;
+            values.push(Value { column, hashed: false });
+        }
+        let series: Vec<_> = (0..values.len()).map(|value| (None, Some(value))).collect();
+        let outline = |value: usize| aggregate::Outline {
+            kind: ValueKind::Opaque,
+            parts: Parts::default(),
+            value: Some(value),
+            hash: None,
+            half_life: None,
+        };
+        let lanes = Lanes::new(&(0..values.len()).map(outline).collect::<Vec<_>>());
+        let layout = Layout::of_table(lanes, Windows::new(name, Vec::new(), true)?, values.len());
+        let before = plan.groups.iter().take_while(|group| group.source != source);
+        let first: usize = before.map(|group| group.features.len()).sum();
+        let fact = |series: usize| Fact { series, word: layout.value_word(series), feature: first + series };
+        let facts = (0..values.len()).map(fact).collect();
+        let kept = vec![u64::MAX; layout.lanes.mask_words()];
+        Ok(Self {
+            values,
+            filters: Vec::new(),
+            series,
+            kept,
+            layout,
+            readings: Vec::new(),
+            table: Some(facts),
+            emitted: Vec::new(),
+        })
     }
 }
 
@@ -284,6 +347,7 @@ impl Source {
             emits: plan.windows.iter().any(|window| *plan.sources[window.source].name == *source.name),
             layout,
             readings: outline.readings,
+            table: outline.table,
             text_words,
             text_lanes,
         })

@@ -50,6 +50,8 @@ pub(super) struct Layout {
     rows_per_tile: usize,
     /// So many rows are kept before anything is merged.
     few_rows: usize,
+    /// The source is a table: of the rows that no other is asked for before, the newest is kept and the others are forgotten.
+    table: bool,
 }
 
 /// What may be merged and forgotten.
@@ -59,6 +61,8 @@ pub(super) struct Horizon {
     pub merge: i64,
     /// What windows need from then on.
     pub limits: Limits,
+    /// Of a table: deletions before this time may be forgotten.
+    pub deletions: i64,
 }
 
 /// What one entity has of one source. Empty states allocate nothing.
@@ -113,7 +117,12 @@ impl Layout {
         let rows_per_tile = tile.div_ceil(row).max(2);
         let window = WINDOW_HEAD + lanes.width();
         let few_rows = FEW_ROWS.max(window / row);
-        Self { lanes, windows, row, tile, window, rows_per_tile, few_rows }
+        Self { lanes, windows, row, tile, window, rows_per_tile, few_rows, table: false }
+    }
+
+    /// That of a table, which has rows and nothing else.
+    pub fn of_table(lanes: Lanes, windows: Windows, values: usize) -> Self {
+        Self { few_rows: 2, table: true, ..Self::new(lanes, windows, values) }
     }
 
     /// Words of all windows.
@@ -133,6 +142,10 @@ impl Layout {
 
     /// Bytes of a state with one event, and of one with events in every tile.
     pub fn state_bytes(&self) -> (usize, usize) {
+        if self.table {
+            let bytes = 8 * self.row.next_power_of_two().max(4);
+            return (bytes, bytes);
+        }
         let words = self.windows.most_tiles() * self.tile + self.windows_words() + 2 * self.few_rows * self.row;
         (8 * self.row.next_power_of_two().max(4), size_of::<Dense>() + 8 * words)
     }
@@ -178,6 +191,32 @@ impl State {
     /// True if nothing was ever added, or all is forgotten.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty() && self.dense.is_none()
+    }
+
+    /// Of a table: the newest row up to `as_of`.
+    #[inline]
+    pub fn row_at(&self, layout: &Layout, as_of: i64) -> Option<&[u64]> {
+        let last = count_up_to(&self.rows, layout.row, as_of).checked_sub(1)?;
+        Some(&self.rows[last * layout.row..][..layout.row])
+    }
+
+    /// Of a table: makes way for a late row of this time. A deletion right after it is forgotten where that is due, so that
+    /// what is true after it does not depend on whether it was.
+    pub fn forget_deletion(&mut self, layout: &Layout, time: i64, deletions: i64) {
+        let at = layout.row * count_up_to(&self.rows, layout.row, time);
+        if self.rows.get(at..at + layout.row).is_some_and(|row| is_deletion(layout, row, deletions)) {
+            self.rows.drain(at..at + layout.row);
+        }
+    }
+
+    /// Of a table: forgets the rows that no one can ask for. Those are all that may be merged but the newest of them, and
+    /// that, too, where it is an old deletion. Says whether there were any.
+    fn replace(&mut self, layout: &Layout, horizon: &Horizon) -> bool {
+        let Some(last) = count_up_to(&self.rows, layout.row, horizon.merge).checked_sub(1) else { return false };
+        let deletion = is_deletion(layout, &self.rows[last * layout.row..][..layout.row], horizon.deletions);
+        let forgotten = last + usize::from(deletion);
+        self.rows.drain(..forgotten * layout.row);
+        forgotten > 0
     }
 
     /// Writes all windows as of `as_of`, which begin at `cuts`, to `out`: one [`Layout::window`] after the other.
@@ -271,6 +310,9 @@ impl State {
 
     /// Merges and forgets what the horizon allows. Says whether that changed the [parts](State::parts).
     pub fn merge(&mut self, layout: &Layout, horizon: &Horizon) -> bool {
+        if layout.table {
+            return self.replace(layout, horizon);
+        }
         let newest = self.newest(layout);
         let dense = self
             .dense
@@ -288,6 +330,11 @@ impl State {
     /// Merges and forgets what the horizon allows of an entity to which no event may come for long. Says whether that changed
     /// the [parts](State::parts).
     pub fn sweep(&mut self, layout: &Layout, horizon: &Horizon) -> bool {
+        if layout.table {
+            let changed = self.replace(layout, horizon);
+            self.rows.shrink_to_fit();
+            return changed;
+        }
         if self.newest(layout) <= horizon.limits.oldest && !layout.windows.lifetime {
             *self = Self::default();
             return true;
@@ -349,7 +396,7 @@ impl State {
     pub fn from_parts(layout: &Layout, mut rows: Vec<u64>, tiles: Vec<u64>, beyond: Vec<u64>, merged: i64) -> Self {
         let count = rows.len() / layout.row;
         let newest = count.checked_sub(1).map_or(merged, |last| merged.max(rows[last * layout.row] as i64));
-        let mut dense = (!tiles.is_empty() || !beyond.is_empty() || count > layout.few_rows)
+        let mut dense = (!tiles.is_empty() || !beyond.is_empty() || count > layout.few_rows && !layout.table)
             .then(|| Box::new(Dense { tiles, beyond, newest, merged, active: true, ..Dense::default() }));
         if let Some(dense) = &mut dense {
             // A whole exact window of single events is not to be read one by one until the first merge.
@@ -555,6 +602,11 @@ impl Dense {
         let words = self.tiles.capacity() + self.beyond.capacity() + self.running.capacity();
         size_of::<Self>() + 8 * words + chunks + size_of::<Chunk>() * self.chunks.capacity()
     }
+}
+
+/// True of a table's row without facts before `deletions`.
+fn is_deletion(layout: &Layout, row: &[u64], deletions: i64) -> bool {
+    (row[0] as i64) < deletions && row[1..=layout.lanes.mask_words()].iter().all(|mask| *mask == 0)
 }
 
 /// Unites a tile with what lies before all windows. The tile's events are the later ones.

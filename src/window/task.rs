@@ -103,7 +103,7 @@ impl Task {
 
     /// An empty task that goes on at these offsets.
     pub(super) fn at(engine: Arc<Engine>, partition: i32, positions: Vec<Option<NextOffset>>) -> Self {
-        let sources = engine.sources.iter().map(|source| SourceTime::new(source.out_of_order_ms));
+        let sources = engine.sources.iter().map(|source| SourceTime::of(source));
         let time = TaskTime::new(sources.collect(), engine.on);
         Self {
             partition,
@@ -253,9 +253,15 @@ impl Task {
             let known = self.entities.get_mut(entity);
             known.newest = known.newest.max(time);
             let (newest, touched) = (known.newest, known.touched as usize);
-            if words[1..].iter().zip(&source.kept).any(|(mask, kept)| mask & kept != 0) {
+            if source.table.is_some() || words[1..].iter().zip(&source.kept).any(|(mask, kept)| mask & kept != 0) {
                 let state = self.entities.state(entity, index);
                 let before = state.bytes();
+                if source.table.is_some() {
+                    let deletions = self.time.sources[index].watermark().unwrap_or(i64::MIN);
+                    if time < deletions {
+                        state.forget_deletion(layout, time, deletions);
+                    }
+                }
                 if state.insert(layout, words) {
                     self.output.horizon.set(layout, &self.time, engine.on, index, newest);
                     state.merge(layout, &self.output.horizon);
@@ -518,7 +524,7 @@ impl Output {
             touched: Vec::new(),
             late: Vec::new(),
             reader: Reader::new(engine),
-            horizon: Horizon { merge: i64::MIN, limits: Limits::unknown() },
+            horizon: Horizon { merge: i64::MIN, limits: Limits::unknown(), deletions: i64::MIN },
         }
     }
 
@@ -563,6 +569,12 @@ impl Reader {
                 continue;
             }
             let layout = &source.layout;
+            if let Some(facts) = &source.table {
+                if let Some(newest) = state.row_at(layout, as_of.last(index)) {
+                    facts.iter().for_each(|fact| row.set(fact.feature, fact.of(newest)));
+                }
+                continue;
+            }
             let windows = &mut self.windows[..layout.windows_words()];
             let cuts = self.cuts[index].at(&layout.windows, as_of.time);
             state.windows(layout, as_of.last(index), cuts, windows);
@@ -585,5 +597,6 @@ impl Horizon {
         self.merge = if after { horizon.saturating_sub(1) } else { horizon };
         layout.windows.limits(horizon, &mut self.limits);
         self.merge = self.merge.min(self.limits.single);
+        self.deletions = time.sources[index].watermark().unwrap_or(i64::MIN);
     }
 }

@@ -1,5 +1,6 @@
 //! Event time of a task: what is late, what is settled.
 
+use super::engine::Source;
 use super::{Late, TaskClock};
 
 /// Event time of one source's partition. Depends on its log alone.
@@ -8,11 +9,13 @@ pub(super) struct SourceTime {
     /// Highest event time so far.
     pub newest: Option<i64>,
     out_of_order: i64,
+    /// Rows behind the watermark count all the same: they are a table's.
+    takes_late: bool,
 }
 
 impl SourceTime {
-    pub fn new(out_of_order_ms: i64) -> Self {
-        Self { newest: None, out_of_order: out_of_order_ms }
+    pub fn of(source: &Source) -> Self {
+        Self { newest: None, out_of_order: source.out_of_order_ms, takes_late: source.table.is_some() }
     }
 
     /// No event before this instant is accepted any more.
@@ -25,7 +28,7 @@ impl SourceTime {
     #[inline]
     pub fn observe(&mut self, event_time: i64) -> Result<(), i64> {
         match self.watermark() {
-            Some(watermark) if event_time < watermark => Err(watermark),
+            Some(watermark) if event_time < watermark && !self.takes_late => Err(watermark),
             _ => {
                 self.newest = Some(self.newest.map_or(event_time, |newest| newest.max(event_time)));
                 Ok(())

@@ -19,6 +19,7 @@ mod servers;
 mod shipped;
 mod source_plan;
 mod stores;
+mod tables;
 mod versions;
 mod windows;
 mod workers;

@@ -28,7 +28,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaErrorCode;
 
 /// How long a server may take to answer, on a busy machine.
-const START: Duration = Duration::from_secs(120);
+pub const START: Duration = Duration::from_secs(120);
 
 /// Waits until `ready` holds and fails the test, naming `what`, if it does not within `limit`.
 pub fn until(what: &str, limit: Duration, mut ready: impl FnMut() -> bool) {
@@ -215,6 +215,8 @@ impl Kafka {
              group.initial.rebalance.delay.ms=0\n\
              group.min.session.timeout.ms=1000\n\
              log.cleaner.dedupe.buffer.size=2097152\n\
+             log.cleaner.backoff.ms=200\n\
+             log.initial.task.delay.ms=100\n\
              auto.create.topics.enable=false\n",
             folder.path().join("log").display()
         );
@@ -277,8 +279,14 @@ impl Kafka {
 
     /// Creates a topic with this name.
     pub fn create(&self, name: &str, partitions: i32) {
+        self.create_with(name, partitions, &[]);
+    }
+
+    /// Creates a topic with this name and these settings.
+    pub fn create_with(&self, name: &str, partitions: i32, settings: &[(&str, &str)]) {
         let admin: AdminClient<DefaultClientContext> = self.client().create().expect("the client's settings are valid");
         let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+        let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
         let made = admin.create_topics([&topic], &AdminOptions::new().operation_timeout(Some(START)));
         tokio::runtime::Builder::new_current_thread()
             .build()
@@ -301,10 +309,19 @@ impl Kafka {
         topic: &str,
         records: impl IntoIterator<Item = (i32, Option<&'a [u8]>, Option<&'a [u8]>)>,
     ) {
+        self.produce_at(topic, records.into_iter().map(|(partition, key, value)| (partition, None, key, value)));
+    }
+
+    /// The same, for records that may have a timestamp of their own.
+    pub fn produce_at<'a>(
+        &self,
+        topic: &str,
+        records: impl IntoIterator<Item = (i32, Option<i64>, Option<&'a [u8]>, Option<&'a [u8]>)>,
+    ) {
         let producer: BaseProducer = self.client().create().expect("the client's settings are valid");
-        for (partition, key, value) in records {
+        for (partition, timestamp, key, value) in records {
             let mut record = BaseRecord::<[u8], [u8]>::to(topic).partition(partition);
-            (record.key, record.payload) = (key, value);
+            (record.key, record.payload, record.timestamp) = (key, value, timestamp);
             while let Err((error, back)) = producer.send(record) {
                 assert_eq!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::QueueFull), "{error}");
                 producer.poll(Duration::from_millis(10));

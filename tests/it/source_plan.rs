@@ -21,5 +21,6 @@ pub fn purchases(topic: &str, format: Format, fields: &[(&str, DataType)]) -> So
         idle_after: Duration::from_secs(30),
         filter: None,
         derive: Vec::new(),
+        table: None,
     }
 }

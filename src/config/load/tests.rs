@@ -9,6 +9,7 @@ use crate::config::plan::{
 };
 
 mod documentation;
+mod tables;
 
 const PURCHASE: &str = r#"{
   "type": "record", "name": "Purchase", "fields": [

@@ -34,6 +34,28 @@ impl Features {
         &self.columns
     }
 
+    /// Adds a group, of which perhaps not all is known. Reports features with the name of something else.
+    fn add(
+        &mut self,
+        group: GroupPlan,
+        complete: bool,
+        kind: &str,
+        site: &Site<'_>,
+        taken: &mut HashMap<String, String>,
+        faults: &mut Collector,
+    ) {
+        if !complete {
+            self.broken_groups.push(group.name.clone());
+        }
+        for (_, _, column) in &group.features {
+            if let Some(what) = taken.insert(column.name.to_string(), format!("a feature of {kind} `{}`", group.name)) {
+                faults.report(&site.key(), format!("feature `{}` has the name of {what}", column.name), None);
+            }
+            self.columns.push(column.clone());
+        }
+        self.groups.push(group);
+    }
+
     /// True where the feature would perhaps exist if another fault were not there.
     pub(super) fn may_exist(&self, name: &str) -> bool {
         self.broken_derived.contains(name)
@@ -62,11 +84,12 @@ pub(super) fn features(
     spec: &Spec,
     root: &Site<'_>,
     entity: Option<&EntityPlan>,
+    tables: Vec<(GroupPlan, bool)>,
     sources: &mut [Draft<'_>],
     faults: &mut Collector,
 ) -> Features {
     let site = root.get("features");
-    if spec.features.is_empty() && spec.windows.is_empty() {
+    if spec.features.is_empty() && spec.windows.is_empty() && spec.tables.is_empty() {
         let help = "aggregate a source: [features.spend] with source, of, functions and windows";
         faults.report(&site.key(), "there is no feature group", Some(help.into()));
     }
@@ -82,32 +105,43 @@ pub(super) fn features(
         broken_groups: Vec::new(),
         broken_derived: BTreeSet::new(),
     };
+    for (table, complete) in tables {
+        let site = root.get("tables").get(&table.name);
+        own_view(&table.name, &site, faults);
+        features.add(table, complete, "table", &site, &mut taken, faults);
+    }
     for (name, group) in &spec.features {
         let site = site.get(name);
         let before = faults.count();
         identifier(name, "feature group", &site.key(), faults);
-        if name == feast::DERIVED_VIEW {
-            faults.report(&site.key(), format!("`{name}` is the name of the derived features' own group"), None);
+        own_view(name, &site, faults);
+        if spec.tables.contains_key(name) {
+            faults.report(
+                &site.key(),
+                format!("`{name}` is the name of a table, whose columns are features, too"),
+                None,
+            );
         }
         let plan = group_plan(name, group, &site, sources, faults);
         let complete = plan
             .as_ref()
             .is_some_and(|plan| plan.of.is_some() == group.of.is_some() && plan.by.is_some() != group.by.is_empty());
-        if faults.count() > before || site.has_fault() || !complete {
-            features.broken_groups.push(name.clone());
+        let complete = faults.count() == before && !site.has_fault() && complete;
+        match plan {
+            Some(plan) => features.add(plan, complete, "group", &site, &mut taken, faults),
+            None => features.broken_groups.push(name.clone()),
         }
-        let Some(plan) = plan else { continue };
-        for (_, _, column) in &plan.features {
-            if let Some(what) = taken.insert(column.name.to_string(), format!("a feature of group `{name}`")) {
-                faults.report(&site.key(), format!("feature `{}` has the name of {what}", column.name), None);
-            }
-            features.columns.push(column.clone());
-        }
-        features.groups.push(plan);
     }
     shared_tiles(spec, &site, &features, faults);
     derived(spec, root, &mut taken, &mut features, faults);
     features
+}
+
+/// Reports a name that a Feast feature view of driftline's own has.
+fn own_view(name: &str, site: &Site<'_>, faults: &mut Collector) {
+    if name == feast::DERIVED_VIEW {
+        faults.report(&site.key(), format!("`{name}` is the name of the derived features' own group"), None);
+    }
 }
 
 /// Groups of one source read their windows from the same tiles. Reports, in the later of two groups, each window that
@@ -273,8 +307,16 @@ pub(super) fn events(
     sources: &mut [Draft<'_>],
     faults: &mut Collector,
 ) -> (Option<usize>, Option<Column>) {
-    let known: Vec<String> = sources.iter().map(|source| source.name().to_owned()).collect();
-    let source = reference(&spec.source, "source", known.iter().map(String::as_str), &site.get("source"), faults);
+    let place = site.get("source");
+    if sources.iter().any(|source| source.table().is_some() && source.name() == spec.source) {
+        let help = format!("its columns are features already: `{}_<column>`", spec.source);
+        faults.report(&place.value(), format!("`{}` is a table: it has no windows", spec.source), Some(help));
+        return (None, None);
+    }
+    let tables = sources.iter().filter(|source| source.table().is_some()).count();
+    let known: Vec<String> = sources[tables..].iter().map(|source| source.name().to_owned()).collect();
+    let source = reference(&spec.source, "source", known.iter().map(String::as_str), &place, faults);
+    let source = source.map(|source| tables + source);
     let of = match (source, &spec.of) {
         (Some(source), Some(of)) => sources[source].column(of, &site.get("of"), faults),
         _ => None,
@@ -337,8 +379,8 @@ fn categories(spec: &GroupSpec, source: &mut Draft<'_>, site: &Site<'_>, faults:
     Some(ByPlan { column, categories: found, of_feature: Vec::new() })
 }
 
-/// A category within the name of a feature: SQL can use it as it stands.
-fn name_part(category: &str) -> String {
+/// A category or column within the name of a feature: SQL can use it as it stands.
+pub(super) fn name_part(category: &str) -> String {
     category.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
 }
 
@@ -487,8 +529,13 @@ fn tile(
 pub(super) fn collisions(plan: &Plan, root: &Site<'_>, faults: &mut Collector) {
     for collision in feast::field_collisions(&feast::views(plan)) {
         let (view, feature) = &collision.second;
-        let site =
-            if view == feast::DERIVED_VIEW { root.get("derived").get(feature) } else { root.get("features").get(view) };
+        let site = match view {
+            view if view == feast::DERIVED_VIEW => root.get("derived").get(feature),
+            view if plan.sources.iter().any(|source| source.table.is_some() && *source.name == **view) => {
+                root.get("tables").get(view)
+            }
+            view => root.get("features").get(view),
+        };
         // The same name twice is reported as that.
         if collision.first.1 != *feature {
             let message =

@@ -8,6 +8,7 @@ mod features;
 mod model;
 mod sources;
 mod stores;
+mod tables;
 mod tiles;
 mod windows;
 
@@ -43,7 +44,8 @@ pub(super) fn plan(spec: &Spec, root: &Site<'_>, folders: &Folders<'_>, faults: 
     let stores = stores::stores(spec, root, folders, faults);
     let entity = entity::entity(spec, root, faults);
     let mut drafts = sources::sources(spec, root, entity.as_ref(), folders, faults);
-    let features = features::features(spec, root, entity.as_ref(), &mut drafts, faults);
+    let tables = tables::tables(spec, root, entity.as_ref(), &mut drafts, faults);
+    let features = features::features(spec, root, entity.as_ref(), tables, &mut drafts, faults);
     let windows = windows::windows(spec, root, entity.as_ref(), &mut drafts, faults);
     let labels = sources::labels(spec, root, entity.as_ref(), folders, faults);
     let model = model::model(spec, root, &features, faults);

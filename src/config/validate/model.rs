@@ -68,7 +68,7 @@ fn score_plan(
     let batch = site.get("batch");
     let features = model_features(score, &site.get("features"), site, features, faults);
     Some(ScorePlan {
-        on: on?,
+        on: spec.tables.len() + on?,
         model: score.model.clone(),
         alias: score.alias.clone(),
         features,

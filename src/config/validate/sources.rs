@@ -1,4 +1,4 @@
-//! Sources and labels: topics, schemas, keys, event time, and SQL over the record.
+//! Sources, tables and labels: topics, schemas, keys, event time, and SQL over the record.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,9 +8,9 @@ use indexmap::IndexMap;
 use super::{Folders, column, duration, identifier, some_duration, sql, topic_like};
 use crate::config::document::{Collector, Site};
 use crate::config::names;
-use crate::config::plan::{Column, DataType, EntityPlan, Format, LabelsPlan, SourcePlan, TimeUnit};
+use crate::config::plan::{Column, DataType, EntityPlan, Format, LabelsPlan, SourcePlan, TablePlan, TimeUnit};
 use crate::config::schema_file::{SchemaFile, SchemaFileError};
-use crate::config::spec::{FormatSpec, SourceSpec, Spec, TimeSpec};
+use crate::config::spec::{FormatSpec, SourceSpec, Spec, TableSpec, TimeSpec};
 
 /// A source whose used fields are still being found.
 pub(super) struct Draft<'d> {
@@ -35,6 +35,22 @@ impl Draft<'_> {
     /// Name in the file.
     pub(super) fn name(&self) -> &str {
         &self.plan.name
+    }
+
+    /// What it has where it is a table.
+    pub(super) fn table(&self) -> Option<&TablePlan> {
+        self.plan.table.as_ref()
+    }
+
+    /// Says that it is a table.
+    pub(super) fn set_table(&mut self, table: TablePlan) {
+        self.used.extend(table.columns.iter().map(|column| column.name.clone()));
+        self.plan.table = Some(table);
+    }
+
+    /// Fields that say which entity's, and when: no facts.
+    pub(super) fn is_coordinate(&self, name: &str) -> bool {
+        *self.plan.event_time == *name || self.plan.key_fields.iter().any(|key| **key == *name)
     }
 
     /// Its topic.
@@ -76,6 +92,61 @@ impl Draft<'_> {
     }
 }
 
+/// What sources and tables say of their topic in the same way.
+struct Declared<'s> {
+    topic: &'s str,
+    format: FormatSpec,
+    schema: (Option<&'s str>, Option<&'s str>),
+    fields: &'s IndexMap<String, DataType>,
+    entity: Option<&'s str>,
+    key: &'s IndexMap<String, String>,
+    event_time: Option<&'s TimeSpec>,
+    out_of_order: &'s str,
+    ahead: &'s str,
+    idle_after: &'s str,
+    filter: Option<&'s str>,
+    derive: &'s IndexMap<String, String>,
+}
+
+impl<'s> From<&'s SourceSpec> for Declared<'s> {
+    fn from(spec: &'s SourceSpec) -> Self {
+        Self {
+            topic: &spec.topic,
+            format: spec.format,
+            schema: (spec.schema.as_deref(), spec.message.as_deref()),
+            fields: &spec.fields,
+            entity: spec.entity.as_deref(),
+            key: &spec.key,
+            event_time: Some(&spec.event_time),
+            out_of_order: &spec.out_of_order,
+            ahead: &spec.ahead,
+            idle_after: &spec.idle_after,
+            filter: spec.filter.as_deref(),
+            derive: &spec.derive,
+        }
+    }
+}
+
+impl<'s> From<&'s TableSpec> for Declared<'s> {
+    fn from(spec: &'s TableSpec) -> Self {
+        Self {
+            topic: &spec.topic,
+            format: spec.format,
+            schema: (spec.schema.as_deref(), spec.message.as_deref()),
+            fields: &spec.fields,
+            entity: spec.entity.as_deref(),
+            key: &spec.key,
+            event_time: spec.event_time.as_ref(),
+            out_of_order: &spec.out_of_order,
+            ahead: &spec.ahead,
+            idle_after: &spec.idle_after,
+            filter: spec.filter.as_deref(),
+            derive: &spec.derive,
+        }
+    }
+}
+
+/// The tables' drafts, then the sources'.
 pub(super) fn sources<'d>(
     spec: &Spec,
     root: &Site<'d>,
@@ -83,7 +154,7 @@ pub(super) fn sources<'d>(
     folders: &Folders<'_>,
     faults: &mut Collector,
 ) -> Vec<Draft<'d>> {
-    let site = root.get("sources");
+    let (site, tables) = (root.get("sources"), root.get("tables"));
     if spec.sources.is_empty() {
         let help = "declare a topic with events: [sources.purchases]";
         faults.report(&site.key(), "there is no source", Some(help.into()));
@@ -99,18 +170,23 @@ pub(super) fn sources<'d>(
         "dead-letters-replayed",
         "monitor-state",
     ] {
-        if let Some(name) = spec.sources.iter().find(|(_, s)| s.topic == format!("{}.{output}", spec.name)) {
+        let own = format!("{}.{output}", spec.name);
+        let sources = spec.sources.iter().map(|(name, source)| (&site, name, &source.topic));
+        let mut all = spec.tables.iter().map(|(name, table)| (&tables, name, &table.topic)).chain(sources);
+        if let Some((site, name, topic)) = all.find(|(_, _, topic)| **topic == own) {
             let help = format!("driftline writes the pipeline's {output} there");
-            let place = site.get(name.0).get("topic").value();
-            faults.report(&place, format!("`{}` is one of the pipeline's own topics", name.1.topic), Some(help));
+            let place = site.get(name).get("topic").value();
+            faults.report(&place, format!("`{topic}` is one of the pipeline's own topics"), Some(help));
         }
     }
     let mut drafts = Vec::new();
-    for (name, source) in &spec.sources {
-        let site = site.get(name);
-        match topics.get(source.topic.as_str()) {
+    let of_tables = spec.tables.iter().map(|(name, table)| (tables.get(name), name, Declared::from(table)));
+    let of_sources = spec.sources.iter().map(|(name, source)| (site.get(name), name, Declared::from(source)));
+    for (site, name, source) in of_tables.chain(of_sources) {
+        match topics.get(source.topic) {
             Some(first) => {
-                let help = format!("source `{first}` reads it already; give that one what both need");
+                let kind = if spec.tables.contains_key(*first) { "table" } else { "source" };
+                let help = format!("{kind} `{first}` reads it already; give that one what both need");
                 faults.report(
                     &site.get("topic").value(),
                     format!("topic `{}` is read twice", source.topic),
@@ -118,38 +194,40 @@ pub(super) fn sources<'d>(
                 );
             }
             None => {
-                topics.insert(&source.topic, name);
+                topics.insert(source.topic, name);
             }
         }
-        drafts.push(draft(name, source, site, entity, folders, faults));
+        drafts.push(draft(name, &source, site, entity, folders, faults));
     }
     drafts
 }
 
 fn draft<'d>(
     name: &str,
-    spec: &SourceSpec,
+    spec: &Declared<'_>,
     site: Site<'d>,
     entity: Option<&EntityPlan>,
     folders: &Folders<'_>,
     faults: &mut Collector,
 ) -> Draft<'d> {
     identifier(name, "source", &site.key(), faults);
-    topic_like(&spec.topic, "topic", &site.get("topic"), faults);
-    if let (Some(named), Some(entity)) = (&spec.entity, entity)
-        && *named != entity.name
+    topic_like(spec.topic, "topic", &site.get("topic"), faults);
+    if let (Some(named), Some(entity)) = (spec.entity, entity)
+        && *named != *entity.name
     {
         let help = names::suggestion(named, "entities", [entity.name.as_str()]);
         faults.report(&site.get("entity").value(), format!("unknown entity `{named}`"), help);
     }
-    let file = (spec.schema.as_deref(), spec.message.as_deref());
-    let record = record(spec.format, file, Some(&spec.fields), &site, folders, faults);
-    let key_fields = key_fields(&spec.key, entity, &record, name, &site, faults);
-    let (event_time, event_time_unit) = instant(&spec.event_time, &record, name, &site.get("event_time"), faults);
+    let record = record(spec.format, spec.schema, Some(spec.fields), &site, folders, faults);
+    let key_fields = key_fields(spec.key, entity, &record, name, &site, faults);
+    let (event_time, event_time_unit) = match spec.event_time {
+        Some(event_time) => instant(event_time, &record, name, &site.get("event_time"), faults),
+        None => ("".into(), TimeUnit::Ms),
+    };
 
     let fields = record.fields.as_deref();
     let mut used: BTreeSet<Arc<str>> = key_fields.iter().cloned().chain([event_time.clone()]).collect();
-    if let Some(filter) = &spec.filter {
+    if let Some(filter) = spec.filter {
         let place = site.get("where");
         let mut unusable = record.unusable.clone();
         let later = "is derived after the filter; a feature group's `where` can use it";
@@ -160,7 +238,7 @@ fn draft<'d>(
     }
     let mut columns = fields.map(<[Column]>::to_vec);
     let mut derive = Vec::new();
-    for (name, text) in &spec.derive {
+    for (name, text) in spec.derive {
         let site = site.get("derive").get(name);
         identifier(name, "column", &site.key(), faults);
         if columns.iter().flatten().any(|c| *c.name == **name) {
@@ -181,17 +259,18 @@ fn draft<'d>(
     let complete = columns.is_some();
     let plan = SourcePlan {
         name: name.into(),
-        topic: spec.topic.as_str().into(),
+        topic: spec.topic.into(),
         format: record.format.clone(),
         fields: Vec::new(),
         key_fields,
         event_time,
         event_time_unit,
-        out_of_order: duration(&spec.out_of_order, &site.get("out_of_order"), faults),
-        ahead: duration(&spec.ahead, &site.get("ahead"), faults),
-        idle_after: some_duration(&spec.idle_after, &site.get("idle_after"), faults),
-        filter: spec.filter.clone(),
+        out_of_order: duration(spec.out_of_order, &site.get("out_of_order"), faults),
+        ahead: duration(spec.ahead, &site.get("ahead"), faults),
+        idle_after: some_duration(spec.idle_after, &site.get("idle_after"), faults),
+        filter: spec.filter.map(str::to_owned),
         derive,
+        table: None,
     };
     let record = if complete { record } else { Record { fields: None, ..record } };
     Draft { site, plan, record, used }

@@ -135,7 +135,7 @@ impl Converter {
             .collect();
         let index = |name: &Arc<str>| fields.iter().position(|field| field.name == *name);
         let keys = plan.key_fields.iter().filter_map(index).collect();
-        let time = (&plan.event_time, plan.event_time_unit);
+        let time = (!plan.event_time.is_empty()).then_some((&plan.event_time, plan.event_time_unit));
         let check = RecordDecoder::new(&plan.topic, &plan.format, fields, &plan.key_fields, time, None)
             .map_err(ConvertError::Plan)?;
         Ok(Self { encoder, types, map, check, keys })

@@ -22,7 +22,7 @@ use arrow::datatypes::{DataType as ArrowType, Field, Float64Type, Int64Type, Sch
 use super::{Engine, FeatureRows, Task, TaskClock};
 use crate::config::plan::{
     BrokerPlan, ByPlan, Column, DataType, Delivery, DerivedPlan, Emit, EntityPlan, Format, Function, GroupPlan,
-    OfflinePlan, OnlinePlan, Plan, RegistryPlan, ScorePlan, SourcePlan, TimeUnit, WindowPlan,
+    OfflinePlan, OnlinePlan, Plan, RecordKey, RegistryPlan, ScorePlan, SourcePlan, TablePlan, TimeUnit, WindowPlan,
 };
 use crate::source::SourceBatch;
 
@@ -73,7 +73,23 @@ fn source(name: &str, out_of_order_ms: u64) -> SourcePlan {
         idle_after: Duration::from_secs(30),
         filter: None,
         derive: Vec::new(),
+        table: None,
     }
+}
+
+/// A table with these columns.
+fn table(name: &str, out_of_order_ms: u64, columns: &[(&str, DataType)]) -> SourcePlan {
+    let columns = columns.iter().map(|(name, data_type)| column(name, *data_type)).collect();
+    let table = TablePlan { columns, record_time: false, record_key: RecordKey::Json };
+    SourcePlan { table: Some(table), ..source(name, out_of_order_ms) }
+}
+
+/// The features of a table.
+fn group_of_table(index: usize, source: &SourcePlan) -> GroupPlan {
+    let columns = source.table.iter().flat_map(|table| &table.columns);
+    let feature = |of: &Column| (Function::Last, 0, column(&format!("{}_{}", source.name, of.name), of.data_type));
+    let features = columns.map(feature).collect();
+    GroupPlan { features, ..group(&source.name, index, None, None, &[window(0, 0)]) }
 }
 
 /// A window of this length and tile; no length is a lifetime.

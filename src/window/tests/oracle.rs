@@ -17,6 +17,8 @@ pub(super) struct Oracle<'a> {
     pub late: Vec<(usize, i64)>,
     newest: Vec<Option<i64>>,
     waiting: Vec<Vec<(i64, Event)>>,
+    /// Rows of tables, by table and key: time, offset, event.
+    facts: BTreeMap<(usize, u8), BTreeMap<(i64, i64), Event>>,
 }
 
 impl<'a> Oracle<'a> {
@@ -28,6 +30,7 @@ impl<'a> Oracle<'a> {
             late: Vec::new(),
             newest: vec![None; sources],
             waiting: vec![Vec::new(); sources],
+            facts: BTreeMap::new(),
         }
     }
 
@@ -54,7 +57,26 @@ impl<'a> Oracle<'a> {
             }
             let (offset, event) = self.waiting[source].remove(0);
             let bound = self.plan.sources[source].out_of_order.as_millis() as i64;
-            if self.newest[source].is_some_and(|newest| time < newest - bound) {
+            let is_late = self.newest[source].is_some_and(|newest| time < newest - bound);
+            if self.plan.sources[source].table.is_some() {
+                let watermark = self.newest[source].max(Some(time)).map_or(i64::MIN, |newest| newest - bound);
+                let rows = self.facts.entry((source, event.key)).or_default();
+                // A deletion is remembered as long as rows may be out of order.
+                let next = rows.range((time, i64::MAX)..).next().map(|(at, next)| {
+                    (
+                        *at,
+                        self.plan.sources[source]
+                            .table
+                            .iter()
+                            .flat_map(|table| &table.columns)
+                            .any(|column| fact(next, &column.name) != Cell::Null),
+                    )
+                });
+                if let Some((at, false)) = next.filter(|(at, _)| is_late && at.0 < watermark) {
+                    rows.remove(&at);
+                }
+                rows.insert((time, offset), event.clone());
+            } else if is_late {
                 self.late.push((source, offset));
                 continue;
             }
@@ -91,6 +113,16 @@ impl<'a> Oracle<'a> {
         row.insert("source_topic".to_owned(), Cell::Text(self.plan.sources[origin.0].topic.to_string()));
         row.insert("source_offset".to_owned(), Cell::Int(origin.1));
         for group in &self.plan.groups {
+            if let Some(table) = &self.plan.sources[group.source].table {
+                let last = if group.source <= up_to { time } else { time - 1 };
+                let rows = self.facts.get(&(group.source, key));
+                let newest = rows.and_then(|rows| rows.range(..=(last, i64::MAX)).next_back());
+                for (of, (_, _, column)) in table.columns.iter().zip(&group.features) {
+                    let value = newest.map_or(Cell::Null, |(_, event)| fact(event, &of.name));
+                    row.insert(column.name.to_string(), value);
+                }
+                continue;
+            }
             for (at, (function, window, column)) in group.features.iter().enumerate() {
                 let cut = group.windows[*window].length_ms.map_or(i64::MIN, |length| {
                     let tile = group.windows[*window].tile_ms;
@@ -111,6 +143,18 @@ impl<'a> Oracle<'a> {
             }
         }
         row
+    }
+}
+
+/// The value of a table's column in a row.
+fn fact(event: &Event, column: &str) -> Cell {
+    match column {
+        "amount" => event.amount.filter(|amount| amount.is_finite()).map_or(Cell::Null, Cell::float),
+        "kind" => event.kind.map_or(Cell::Null, |kind| Cell::Text(kind.to_owned())),
+        "units" => event.units.map_or(Cell::Null, Cell::Int),
+        "due" => event.units.map_or(Cell::Null, |units| Cell::Int(units * 1000)),
+        "flag" => event.units.map_or(Cell::Null, |units| Cell::Int(i64::from(units > 2))),
+        other => panic!("the oracle knows no column {other}"),
     }
 }
 

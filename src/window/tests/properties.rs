@@ -57,19 +57,28 @@ pub(super) struct Scenario {
 
 pub(super) fn scenario(most: usize) -> impl Strategy<Value = Scenario> {
     let bounds = prop::collection::vec(prop_oneof![Just(0u64), 1u64..200, Just(3000)], 1..4);
-    bounds.prop_flat_map(move |bounds| {
+    (bounds, any::<bool>()).prop_flat_map(move |(bounds, with_table)| {
         let sources = bounds.len();
+        let tables = usize::from(with_table && sources > 1);
         let logs: Vec<_> = bounds.iter().map(|&bound| events(most, bound as i64)).collect();
         let windows = prop::sample::subsequence(WINDOWS.to_vec(), 1..5);
         let by = prop::option::weighted(0.3, prop::sample::select(CATEGORIES.to_vec()));
         let half_life = prop::option::weighted(0.2, prop_oneof![Just(1i64), Just(50), Just(100_000)]);
-        let one = (0..sources, prop::sample::select(COLUMNS.to_vec()), any::<bool>(), windows, by, half_life);
+        let one = (tables..sources, prop::sample::select(COLUMNS.to_vec()), any::<bool>(), windows, by, half_life);
         let groups = prop::collection::vec(one, 1..4);
         let start = prop_oneof![Just(-4321i64), Just(0), Just(1_700_000_000_000)];
-        (Just(bounds), logs, groups, start, prop::option::weighted(0.8, 0..sources)).prop_map(
-            |(bounds, mut logs, groups, start, on)| {
+        let facts = prop::sample::subsequence(FIELDS[2..].to_vec(), 1..=5);
+        (Just(bounds), logs, groups, start, prop::option::weighted(0.8, tables..sources), facts).prop_map(
+            move |(bounds, mut logs, groups, start, on, facts)| {
                 logs.iter_mut().flatten().for_each(|event| event.time += start);
-                let sources = bounds.iter().enumerate().map(|(at, &bound)| source(&format!("s{at}"), bound));
+                logs[..tables].iter_mut().flatten().for_each(delete_some);
+                let sources = bounds.iter().enumerate().map(|(at, &bound)| match at < tables {
+                    true => table(&format!("t{at}"), bound, &facts),
+                    false => source(&format!("s{at}"), bound),
+                });
+                let sources: Vec<_> = sources.collect();
+                let of_tables = (0..tables).map(|at| group_of_table(at, &sources[at]));
+                let of_tables: Vec<_> = of_tables.collect();
                 let groups =
                     groups.into_iter().enumerate().map(|(at, (source, of, filter, windows, categories, half_life))| {
                         let windows: Vec<_> = windows.into_iter().map(|(length, tile)| window(length, tile)).collect();
@@ -83,10 +92,18 @@ pub(super) fn scenario(most: usize) -> impl Strategy<Value = Scenario> {
                             None => group,
                         }
                     });
-                Scenario { plan: plan(sources.collect(), groups.collect(), on), logs }
+                let groups = of_tables.into_iter().chain(groups).collect();
+                Scenario { plan: plan(sources, groups, on), logs }
             },
         )
     })
+}
+
+/// Makes some rows of a table end what was true.
+fn delete_some(event: &mut Event) {
+    if event.units == Some(0) {
+        (event.amount, event.units, event.kind) = (None, None, None);
+    }
 }
 
 /// One step of a run: offer this many events of this source, then advance with these sources caught up.

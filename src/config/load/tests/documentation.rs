@@ -131,6 +131,9 @@ fn the_page_has_all_keys_with_their_types_and_defaults() {
     assert_eq!(leaves.keys().collect::<Vec<_>>(), [""; 0], "keys that the page does not have");
 }
 
+/// Fields of the table that the page's examples are tried in.
+const TABLE_FIELDS: &str = r#"{ customer_id = "string", user = "string", age = "int64", plan = "string", closed = "boolean", changed_at = "int64" }"#;
+
 /// A pipeline in which each key can be set by itself.
 struct Trial(Project);
 
@@ -141,6 +144,9 @@ impl Trial {
         let label = r#"{"type": "record", "name": "Label", "fields": [{"name": "customer_id", "type": "string"},
             {"name": "as_of", "type": "long"}, {"name": "churned", "type": "boolean"}]}"#;
         std::fs::write(project.folder().join("../../schemas/churn/label.avsc"), label).unwrap();
+        let customer = r#"{"type": "record", "name": "Customer", "fields": [{"name": "customer_id", "type": "string"},
+            {"name": "age", "type": "int"}]}"#;
+        std::fs::write(project.folder().join("../../schemas/churn/customer.avsc"), customer).unwrap();
         Self(project)
     }
 
@@ -154,7 +160,11 @@ impl Trial {
             // The other group has tiles.
             "features.<group>.exact" => "features.login.exact",
             // Only Protobuf has messages, and needs one.
-            "sources.<source>.message" | "labels.message" => return self.protobuf(key, value),
+            "sources.<source>.message" | "tables.<table>.message" | "labels.message" => {
+                return self.protobuf(key, value);
+            }
+            "tables.<table>.fields.<field>" => "tables.visits.fields.extra",
+            "tables.<table>.key.<key>" => "tables.visits.key.customer_id",
             key => key,
         };
         let key = [
@@ -181,7 +191,20 @@ impl Trial {
             // The kinds exclude each other.
             set.retain(|(name, _)| *name != own && !(*name == "tumbling" && own == "session"));
         }
-        let set: Vec<_> = set.into_iter().map(|(name, value)| (format!("windows.visits.{name}"), value)).collect();
+        let mut set: Vec<_> = set.into_iter().map(|(name, value)| (format!("windows.visits.{name}"), value)).collect();
+        if let Some(own) = key.strip_prefix("tables.visits.") {
+            let mut table = vec![("topic", r#""t""#)];
+            match own {
+                "format" | "schema" => {
+                    table.extend([("format", r#""avro""#), ("schema", r#""../../schemas/churn/customer.avsc""#)]);
+                }
+                _ => table.extend([("format", r#""json""#), ("fields", TABLE_FIELDS)]),
+            }
+            table.extend((own == "event_time.field").then_some(("event_time.unit", r#""ms""#)));
+            table.extend((own == "event_time.unit").then_some(("event_time.field", r#""changed_at""#)));
+            table.retain(|(name, _)| *name != own);
+            set.extend(table.into_iter().map(|(name, value)| (format!("tables.visits.{name}"), value)));
+        }
         let mut set: Vec<_> = set.iter().map(|(name, value)| (name.as_str(), *value)).collect();
         set.push((&key, value));
         lines(self.0.load(&[], &set))
@@ -189,9 +212,10 @@ impl Trial {
 
     /// Faults besides those of the other records' schemas, which are none of Protobuf.
     fn protobuf(&self, key: &str, value: &str) -> Vec<String> {
-        let key = key.replace("<source>", "purchases");
+        let key = key.replace("<source>", "purchases").replace("<table>", "visits");
         let format = key.replace("message", "format");
-        let faults = lines(self.0.load(&[], &[(&key, value), (&format, "protobuf")]));
+        let topic = key.replace("message", "topic");
+        let faults = lines(self.0.load(&[], &[(&key, value), (&format, "protobuf"), (&topic, "t")]));
         faults.into_iter().filter(|fault| fault.contains("message`")).collect()
     }
 }
