@@ -1,8 +1,9 @@
 //! Named points around side effects at which tests crash, fail or pause the process.
 //!
 //! Only the feature `failpoints` compiles them in. `DRIFTLINE_FAILPOINTS` then holds `name=action` pairs separated by
-//! `;`, where an action is `kill` (SIGKILL to this process), `error` or `pause` (until the named file
-//! `DRIFTLINE_FAILPOINT_RELEASE` exists), optionally with `@n`: only at the n-th passing, counted from 1.
+//! `;`, where an action is `kill` (SIGKILL to this process), `error`, `pause` (until the named file
+//! `DRIFTLINE_FAILPOINT_RELEASE` exists) or `say` (`failpoint NAME` on standard error, and nothing else), optionally with
+//! `@n`: only at the n-th passing, counted from 1.
 
 /// Passes the named point. Returns true where the caller must behave as if its side effect had failed.
 #[cfg(not(feature = "failpoints"))]
@@ -61,6 +62,10 @@ mod enabled {
                         std::thread::park_timeout(std::time::Duration::from_millis(5));
                     }
                 }
+                false
+            }
+            "say" => {
+                eprintln!("failpoint {name}");
                 false
             }
             _ => true,

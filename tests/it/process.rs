@@ -1,7 +1,10 @@
 //! The driftline binary as a user runs it: its own process, its own folder, the environment set for a Kafka and a Redis.
 
+use std::collections::BTreeSet;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::LazyLock;
 
 use tempfile::TempDir;
 
@@ -27,6 +30,30 @@ pub fn python() -> PathBuf {
     std::env::var_os("DRIFTLINE_PYTHON").map_or_else(|| root().join(".venv/bin/python"), PathBuf::from)
 }
 
+/// The failpoints in the code, so that a test of all of them covers a new one.
+pub fn failpoints() -> &'static [&'static str] {
+    fn search(folder: &Path, found: &mut BTreeSet<String>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                search(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                for call in ["failpoint::hit(\"", "failpoint(\""] {
+                    let names = text.split(call).skip(1).map(|rest| rest.split('"').next().unwrap().to_owned());
+                    found.extend(names);
+                }
+            }
+        }
+    }
+    static ALL: LazyLock<Vec<&'static str>> = LazyLock::new(|| {
+        let mut found = BTreeSet::new();
+        search(&root().join("src"), &mut found);
+        found.into_iter().map(|name| &*name.leak()).collect()
+    });
+    &ALL
+}
+
 /// A place to run driftline in.
 pub struct World {
     folder: TempDir,
@@ -50,6 +77,11 @@ impl World {
     pub fn set(&mut self, name: &str, value: &str) {
         self.env.retain(|(n, _)| n != name);
         self.env.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// A variable that was set.
+    pub fn variable(&self, name: &str) -> Option<String> {
+        self.env.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone())
     }
 
     /// A path in the folder.
