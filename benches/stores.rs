@@ -73,6 +73,7 @@ fn plan(online: OnlinePlan, folder: &std::path::Path) -> Plan {
         sources: Vec::new(),
         groups: (0..GROUPS).map(group).collect(),
         windows: Vec::new(),
+        lookups: Vec::new(),
         derived: Vec::new(),
         score: None,
         labels: None,

@@ -103,6 +103,7 @@ fn plan(groups: Vec<GroupPlan>, out_of_order: Duration) -> Plan {
         sources: vec![source],
         groups,
         windows: Vec::new(),
+        lookups: Vec::new(),
         derived: Vec::new(),
         score: Some(ScorePlan {
             on: 0,

@@ -22,6 +22,7 @@ mod context;
 mod features;
 mod follower;
 mod instance;
+mod lookups;
 mod output;
 mod publish;
 mod role;

@@ -1,6 +1,6 @@
 //! Every default of `pipeline.toml`, in one place. The JSON Schema takes them from here, and so does the documentation.
 
-use super::plan::{Delivery, Emit};
+use super::plan::{Delivery, Emit, Unavailable};
 use super::spec::{Metric, Provider};
 
 /// `broker.partitions`: partitions of topics that driftline creates.
@@ -16,6 +16,16 @@ pub fn replication() -> i32 {
 /// `broker.path` and `online.path`: folder of the pipeline's embedded log and store, from the project's root.
 pub fn embedded_path(pipeline: &str) -> String {
     format!("data/{pipeline}")
+}
+
+/// `lookups.<lookup>.timeout`.
+pub fn lookup_timeout() -> String {
+    "1s".into()
+}
+
+/// `lookups.<lookup>.unavailable`.
+pub fn unavailable() -> Unavailable {
+    Unavailable::Wait
 }
 
 /// `offline.url`.

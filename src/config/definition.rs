@@ -59,6 +59,18 @@ pub(super) fn hash(plan: &Plan) -> String {
     if !tables.is_empty() {
         canonical.push(json!(["tables", tables]));
     }
+    let lookups: Vec<Value> = plan
+        .lookups
+        .iter()
+        .map(|lookup| {
+            let keys: Vec<_> = lookup.keys.iter().map(|(key, of)| json!([&*key.name, key.data_type, &**of])).collect();
+            let stored: Vec<_> = lookup.columns.iter().map(|(stored, _)| stored.clone()).collect();
+            json!([lookup.name, lookup.project, lookup.view, keys, columns(&stored), lookup.max_age_ms])
+        })
+        .collect();
+    if !lookups.is_empty() {
+        canonical.push(json!(["lookups", lookups]));
+    }
     // What came later is named where it differs from what was: the hashes of older pipelines stay.
     if plan.score.as_ref().is_some_and(|score| score.emit == Emit::EventTime) {
         canonical.push(json!("emit in event-time order"));

@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 
-use super::plan::{BrokerPlan, Emit, Format, GroupPlan, MonitorWindow, OnlinePlan, Plan, Span, WindowPlan};
+use super::plan::{
+    BrokerPlan, Emit, Format, GroupPlan, MonitorWindow, OnlinePlan, Plan, Span, Unavailable, WindowPlan,
+};
 use super::units::{label, label_bytes, label_ms};
 use crate::window::{EXACT, state_bytes};
 
@@ -93,6 +95,18 @@ impl Plan {
         }
         for derived in &self.derived {
             let _ = writeln!(out, "  {} = {} ({})", derived.column.name, derived.sql, derived.column.data_type);
+        }
+        for lookup in &self.lookups {
+            let keys: Vec<String> = lookup.keys.iter().map(|(key, of)| format!("{} = {of}", key.name)).collect();
+            let names: Vec<&str> = lookup.columns.iter().map(|(_, column)| &*column.name).collect();
+            let (view, project, timeout) = (&lookup.view, &lookup.project, label(lookup.timeout));
+            let without = match lookup.unavailable {
+                Unavailable::Wait => "events wait",
+                Unavailable::Null => "they are null",
+            };
+            let _ =
+                writeln!(out, "  {}: read online from {view} of project {project} by {}", lookup.name, keys.join(", "));
+            let _ = writeln!(out, "    {}; without an answer in {timeout} {without}", names.join(", "));
         }
         // What cannot be estimated cannot run either, and whatever runs it says why.
         if let Ok(state) = state_bytes(self) {

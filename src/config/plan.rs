@@ -40,6 +40,8 @@ pub struct Plan {
     pub derived: Vec<DerivedPlan>,
     /// Windows that are emitted when they close, in the order of the file.
     pub windows: Vec<EmittedPlan>,
+    /// Features of other entities, read from the online store, in the order of the file.
+    pub lookups: Vec<LookupPlan>,
     /// Scoring, where the pipeline predicts.
     pub score: Option<ScorePlan>,
     /// Labels, where they come.
@@ -412,6 +414,37 @@ impl EmittedPlan {
     }
 }
 
+/// Features of another entity that are read from the online store.
+#[derive(Debug, Clone)]
+pub struct LookupPlan {
+    /// Name: prefix of its features.
+    pub name: String,
+    /// Feast project that they are stored under.
+    pub project: String,
+    /// Feast feature view that they belong to.
+    pub view: String,
+    /// Join keys of that entity, each with the feature of the row that has its value.
+    pub keys: Vec<(Column, Arc<str>)>,
+    /// The features as they are stored, and what they are in the row: `<lookup>_<feature>`.
+    pub columns: Vec<(Column, Column)>,
+    /// Rows that are older than the event by more than this do not count, ms.
+    pub max_age_ms: Option<i64>,
+    /// How long an answer may take.
+    pub timeout: Duration,
+    /// What to do without one.
+    pub unavailable: Unavailable,
+}
+
+/// What to do where the online store does not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Unavailable {
+    /// Hold the events back until it does.
+    Wait,
+    /// Go on without the features.
+    Null,
+}
+
 /// Exactly once or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -553,12 +586,13 @@ pub struct GatesPlan {
 }
 
 impl Plan {
-    /// All features in order: the groups', then the derived ones.
+    /// All features in order: the groups', then the derived ones, then those of lookups.
     pub fn feature_columns(&self) -> Vec<Column> {
         self.groups
             .iter()
             .flat_map(|g| g.features.iter().map(|(_, _, c)| c.clone()))
             .chain(self.derived.iter().map(|d| d.column.clone()))
+            .chain(self.lookups.iter().flat_map(|lookup| lookup.columns.iter().map(|(_, column)| column.clone())))
             .collect()
     }
 

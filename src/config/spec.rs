@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::defaults;
-use super::plan::{DataType, Delivery, Emit, Function, RecordKey, Secret, TimeUnit};
+use super::plan::{DataType, Delivery, Emit, Function, RecordKey, Secret, TimeUnit, Unavailable};
 
 /// A driftline pipeline: from topics to features, predictions, drift monitoring and retraining.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -43,6 +43,10 @@ pub struct Spec {
     /// Windows that are emitted when they close: one row an entity and window, on a topic and in the offline store.
     #[serde(default)]
     pub windows: IndexMap<String, WindowSpec>,
+    /// Features of other entities, read from the online store when an event asks for a row. Each is a feature,
+    /// `<lookup>_<feature>`, that the model may use.
+    #[serde(default)]
+    pub lookups: IndexMap<String, LookupSpec>,
     /// Features computed by SQL from the feature row: name = "SQL". Each may use the ones before it.
     #[serde(default)]
     pub derived: IndexMap<String, String>,
@@ -342,6 +346,32 @@ pub struct WindowSpec {
     /// Topic of the rows. Default: `<pipeline>.windows.<name>`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topic: Option<String>,
+}
+
+/// Features of another entity, as another pipeline, or Feast, has written them to this pipeline's online store.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LookupSpec {
+    /// Feast project that they are stored under; that of a pipeline of driftline is its name, unless it says otherwise.
+    /// Default: this pipeline's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project: Option<String>,
+    /// Feature view that they belong to: the name of a feature group or table. Default: the lookup's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub view: Option<String>,
+    /// The other entity's join keys, each with the feature of this pipeline's row that has its value.
+    pub key: IndexMap<String, String>,
+    /// Features to read and their types.
+    pub features: IndexMap<String, DataType>,
+    /// Features that are older than the event by more than this are null. Default: none are too old.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_age: Option<String>,
+    /// How long an answer of the store may take.
+    #[serde(default = "defaults::lookup_timeout")]
+    pub timeout: String,
+    /// Without an answer the events wait for one, or their features are null.
+    #[serde(default = "defaults::unavailable")]
+    pub unavailable: Unavailable,
 }
 
 /// Scoring.

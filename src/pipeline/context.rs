@@ -89,6 +89,8 @@ pub struct Wiring {
     pub role: Role,
     /// The online store, where features are computed by the version that serves.
     pub online: Option<Arc<dyn OnlineStore>>,
+    /// The online store, where features of other entities are read from it.
+    pub lookups: Option<Arc<dyn OnlineStore>>,
     /// The offline store.
     pub offline: Arc<OfflineStore>,
     /// The model registry.
@@ -115,11 +117,12 @@ impl Wiring {
         let broker = wait_for("broker", stop, patience, open_broker, BrokerError::is_retriable)?;
         let offline = OfflineStore::open(plan, runtime.clone())?;
         let role = offline.role()?;
-        let mut online = None;
-        if stages.features && !role.is_following() {
+        let (mut online, mut lookups) = (None, None);
+        if stages.features && !(role.is_following() && plan.lookups.is_empty()) {
             let store = store::open_online_at(plan, role.epoch(), runtime.clone())?;
             wait_for("online store", stop, patience, || store.ping(), store::OnlineError::is_retriable)?;
-            online = Some(store);
+            lookups = (!plan.lookups.is_empty()).then(|| Arc::clone(&store));
+            online = (!role.is_following()).then_some(store);
         }
         let schemas = match &plan.broker {
             BrokerPlan::Kafka { schema_registry: Some(url), .. } => {
@@ -131,6 +134,7 @@ impl Wiring {
             broker,
             role,
             online,
+            lookups,
             offline: Arc::new(offline),
             registry: model::open_registry(&plan.registry)?,
             schemas,

@@ -24,9 +24,10 @@ use super::account::{Account, Ledger, sample};
 use super::backpressure::Pauses;
 use super::checkpointer::Checkpointer;
 use super::context::Context;
+use super::lookups::Lookups;
 use super::worker::{self, Ends, IDLE_POLL, Progress};
 use crate::broker::{BrokerError, NextOffset, Notes, Offsets, Poll, Records, StartAt, TopicPartition};
-use crate::config::plan::SourcePlan;
+use crate::config::plan::{SourcePlan, Unavailable};
 use crate::runtime::clock;
 use crate::runtime::failpoint;
 use crate::score::{BatchLimits, Batcher, CloseReason, Closed, Scorer, Scores};
@@ -105,6 +106,7 @@ struct Worker<'a> {
     account: Account,
     ledger: Ledger,
     steps: Steps,
+    lookups: Lookups,
     slots: BTreeMap<i32, Slot>,
     checkpointer: Checkpointer,
     /// What is applied and not yet published, by partition number.
@@ -139,6 +141,7 @@ impl<'a> Worker<'a> {
             account: Account::new(context, STAGE, number),
             ledger: Ledger::new(context, number),
             steps: Steps::of(&plan.name),
+            lookups: Lookups::new(plan),
             context,
             number,
             starts,
@@ -434,7 +437,8 @@ impl<'a> Worker<'a> {
     fn flush(&mut self, closed: Closed<(i32, Applied)>) -> Result<(), RunError> {
         let context = self.context;
         let mut clock = self.steps.start();
-        let (reason, open) = (closed.reason, closed.items);
+        let (reason, mut open) = (closed.reason, closed.items);
+        self.look_up(&mut open)?;
         let behind = |partition: &i32| self.slots.get(partition).is_some_and(|slot| slot.online == Online::Behind);
         let to_write = || open.iter().filter(|(partition, _)| !behind(partition));
         let online = FeatureRows {
@@ -512,6 +516,26 @@ impl<'a> Worker<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Reads the features of other entities for the rows of an open batch.
+    fn look_up(&self, open: &mut [(i32, Applied)]) -> Result<(), RunError> {
+        let context = self.context;
+        let Some(store) = context.wiring.lookups.as_deref() else { return Ok(()) };
+        self.lookups.fill(open.iter_mut().map(|(_, applied)| &mut applied.rows.batch), |lookup, layout, keys| {
+            let attempt = || store.look_up(layout, keys, lookup.timeout);
+            match lookup.unavailable {
+                Unavailable::Wait => context.hold("online", OnlineError::is_retriable, attempt).map(Some),
+                Unavailable::Null => match attempt() {
+                    Ok(found) => Ok(Some(found)),
+                    Err(error) if error.is_retriable() => {
+                        tracing::warn!(lookup = lookup.name, "features are null, because {error}");
+                        Ok(None)
+                    }
+                    Err(error) => Err(error.into()),
+                },
+            }
+        })
     }
 
     /// Rows of one task that are not published yet.

@@ -63,6 +63,7 @@ pub(super) fn plan(keys: &[(&str, DataType)]) -> Plan {
         sources: vec![source("purchases", "churn.purchases"), source("logins", "churn.logins")],
         groups: Vec::new(),
         windows: Vec::new(),
+        lookups: Vec::new(),
         derived: derived
             .iter()
             .map(|(name, data_type)| DerivedPlan { column: column(name, *data_type), sql: String::new() })

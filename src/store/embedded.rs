@@ -4,6 +4,7 @@
 //! so anything weaker could lose, with the power, rows whose offsets are never read again.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use parking_lot::RwLock;
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
@@ -114,14 +115,20 @@ impl EmbeddedOnline {
         Ok(())
     }
 
-    fn hash(&self, database: &Database, key: &[u8]) -> Result<Option<Vec<u8>>, redb::Error> {
+    /// The hashes with these keys, of one transaction; empty where there is none.
+    fn hashes(&self, database: &Database, table: &str, keys: &[&[u8]]) -> Result<Vec<Vec<u8>>, redb::Error> {
         let transaction = database.begin_read()?;
-        let table = match transaction.open_table(Hashes::new(&self.table)) {
+        let table = match transaction.open_table(Hashes::new(table)) {
             Ok(table) => table,
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(vec![Vec::new(); keys.len()]),
             Err(e) => return Err(e.into()),
         };
-        Ok(table.get(key)?.map(|hash| hash.value().to_vec()))
+        let hash = |key: &&[u8]| Ok(table.get(*key)?.map_or_else(Vec::new, |hash| hash.value().to_vec()));
+        keys.iter().map(hash).collect()
+    }
+
+    fn corrupt(&self, key: &[u8], reason: String) -> OnlineError {
+        OnlineError::Corrupt { store: self.describe(), key: hex::encode(key), reason }
     }
 
     fn storage(&self, error: redb::Error) -> OnlineError {
@@ -171,14 +178,32 @@ impl OnlineStore for EmbeddedOnline {
 
     fn read(&self, key: &[Value]) -> Result<Vec<(String, GroupRead)>, OnlineError> {
         let key = self.layout.key(key)?;
-        let hash = self.with(|database| self.hash(database, &key))?.unwrap_or_default();
-        let corrupt = |reason| OnlineError::Corrupt { store: self.describe(), key: hex::encode(&key), reason };
-        let fields = fields(&hash).ok_or_else(|| corrupt("the hash ends early".to_owned()))?;
+        let hash = self.with(|database| self.hashes(database, &self.table, &[&key]))?.swap_remove(0);
+        let fields = fields(&hash).ok_or_else(|| self.corrupt(&key, "the hash ends early".to_owned()))?;
         let stored = |view, field| {
             let name = &self.layout.fields(view)[field];
             fields.iter().find(|(n, _)| name == n).map(|(_, value)| *value)
         };
-        self.layout.decode(stored).map_err(corrupt)
+        self.layout.decode(stored).map_err(|reason| self.corrupt(&key, reason))
+    }
+
+    fn look_up(&self, layout: &Layout, keys: &[Vec<u8>], _: Duration) -> Result<Vec<GroupRead>, OnlineError> {
+        // A pipeline's own project has its table, and another one is another pipeline's of the name.
+        let table = match layout.project() == self.layout.project() {
+            true => self.table.clone(),
+            false => format!("hashes.{}", layout.project()),
+        };
+        let all: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+        let hashes = self.with(|database| self.hashes(database, &table, &all))?;
+        let decode = |(key, hash): (&Vec<u8>, Vec<u8>)| {
+            let fields = fields(&hash).ok_or_else(|| self.corrupt(key, "the hash ends early".to_owned()))?;
+            let stored = |field: usize| {
+                let name = &layout.fields(0)[field];
+                fields.iter().find(|(n, _)| name == n).map(|(_, value)| *value)
+            };
+            layout.decode_first(stored).map_err(|reason| self.corrupt(key, reason))
+        };
+        keys.iter().zip(hashes).map(decode).collect()
     }
 
     fn describe(&self) -> String {

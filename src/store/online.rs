@@ -29,6 +29,13 @@ pub trait OnlineStore: Send + Sync {
     /// Where the store does not answer, or holds something that neither driftline nor Feast writes.
     fn read(&self, key: &[Value]) -> Result<Vec<(String, GroupRead)>, OnlineError>;
 
+    /// Reads other entities than the pipeline's own, in one round trip: for each key, which is one of [`Layout::key`], the only
+    /// view of the layout.
+    ///
+    /// # Errors
+    /// As [`OnlineStore::read`]; where the answer takes longer than `timeout`, too.
+    fn look_up(&self, layout: &Layout, keys: &[Vec<u8>], timeout: Duration) -> Result<Vec<GroupRead>, OnlineError>;
+
     /// Where this store is, for messages, without secrets.
     fn describe(&self) -> String;
 

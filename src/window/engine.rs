@@ -28,6 +28,8 @@ pub struct Engine {
     pub(super) features: Vec<Column>,
     /// Derived features, each over all before it.
     pub(super) derived: Vec<(Column, Expression)>,
+    /// Types of features that are looked up later, and null in the rows of a task.
+    pub(super) lookups: Vec<DataType>,
     /// Windows that are emitted when they close.
     pub(super) emitted: Vec<Emitted>,
 }
@@ -139,6 +141,7 @@ impl Engine {
             schema: row_schema(plan),
             features,
             derived,
+            lookups: plan.lookups.iter().flat_map(|lookup| &lookup.columns).map(|(_, of)| of.data_type).collect(),
             emitted: emitted.into_iter().map(|(_, emitted)| emitted).collect(),
         }))
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow::array::{
     ArrayRef, BooleanArray, Float64Array, Int32Array, Int64Array, RecordBatch, RecordBatchOptions, StringArray,
-    TimestampMillisecondArray,
+    TimestampMillisecondArray, new_null_array,
 };
 use arrow::buffer::{BooleanBuffer, Buffer, NullBuffer, ScalarBuffer};
 use arrow::datatypes::{Field, Schema};
@@ -127,6 +127,7 @@ impl RowBuffer {
                 fields.push(engine.schema().fields()[first + engine.features.len() + index].clone());
             }
         }
+        columns.extend(engine.lookups.iter().map(|of| new_null_array(&of.to_arrow(), self.len())));
         let batch = RecordBatch::try_new_with_options(engine.schema().clone(), columns, &options).map_err(fault)?;
         Ok(FeatureRows { batch, sequence: self.origins.iter().map(|origin| origin.sequence).collect() })
     }

@@ -11,6 +11,7 @@ mod drift;
 mod faults;
 mod fuzz;
 mod golden;
+mod lookups;
 mod models;
 mod outcome;
 mod process;

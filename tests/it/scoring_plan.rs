@@ -28,6 +28,7 @@ pub fn scoring_plan(root: &Path, features: &[(&str, DataType)]) -> Plan {
         sources: Vec::new(),
         groups: Vec::new(),
         windows: Vec::new(),
+        lookups: Vec::new(),
         derived: features.iter().map(|f| DerivedPlan { column: column(*f), sql: String::new() }).collect(),
         score: Some(ScorePlan {
             on: 0,

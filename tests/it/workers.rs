@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use driftline::broker::{Broker, NextOffset, Offsets, OutRecord, TopicPartition, TopicSettings};
 use driftline::config::{self, plan::Plan};
 use driftline::pipeline::{self, Context, RunOptions, Stages, Wiring};
 use driftline::runtime::shutdown::Stop;
 use driftline::source::dead_letter;
+use driftline::store::feast::Layout;
 use driftline::store::{GroupRead, OnlineError, OnlineStore, Value};
 use driftline::telemetry::board::Board;
 use driftline::window::FeatureRows;
@@ -285,6 +287,10 @@ impl OnlineStore for Lost {
 
     fn read(&self, key: &[Value]) -> Result<Vec<(String, GroupRead)>, OnlineError> {
         self.store.read(key)
+    }
+
+    fn look_up(&self, layout: &Layout, keys: &[Vec<u8>], timeout: Duration) -> Result<Vec<GroupRead>, OnlineError> {
+        self.store.look_up(layout, keys, timeout)
     }
 
     fn describe(&self) -> String {

@@ -26,6 +26,8 @@ pub(super) struct Features {
     broken_groups: Vec<String>,
     /// Derived features whose type is unknown.
     broken_derived: BTreeSet<String>,
+    /// Names that no other feature may have, and what has them.
+    taken: HashMap<String, String>,
 }
 
 impl Features {
@@ -63,6 +65,16 @@ impl Features {
                 .broken_groups
                 .iter()
                 .any(|group| name.strip_prefix(group.as_str()).is_some_and(|n| n.starts_with('_')))
+    }
+
+    /// Adds a feature that no group has. Reports one with the name of another.
+    pub(super) fn add_column(&mut self, column: Column, site: &Site<'_>, faults: &mut Collector) {
+        if self.taken.contains_key(&*column.name) {
+            let what = &self.taken[&*column.name];
+            faults.report(&site.key(), format!("feature `{}` has the name of {what}", column.name), None);
+        }
+        self.taken.insert(column.name.to_string(), "a feature of a lookup".to_owned());
+        self.columns.push(column);
     }
 
     /// Finds a feature, or reports that there is none.
@@ -104,6 +116,7 @@ pub(super) fn features(
         columns: Vec::new(),
         broken_groups: Vec::new(),
         broken_derived: BTreeSet::new(),
+        taken: HashMap::new(),
     };
     for (table, complete) in tables {
         let site = root.get("tables").get(&table.name);
@@ -134,6 +147,7 @@ pub(super) fn features(
     }
     shared_tiles(spec, &site, &features, faults);
     derived(spec, root, &mut taken, &mut features, faults);
+    features.taken = taken;
     features
 }
 

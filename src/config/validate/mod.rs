@@ -5,6 +5,7 @@
 
 mod entity;
 mod features;
+mod lookups;
 mod model;
 mod sources;
 mod stores;
@@ -45,7 +46,8 @@ pub(super) fn plan(spec: &Spec, root: &Site<'_>, folders: &Folders<'_>, faults: 
     let entity = entity::entity(spec, root, faults);
     let mut drafts = sources::sources(spec, root, entity.as_ref(), folders, faults);
     let tables = tables::tables(spec, root, entity.as_ref(), &mut drafts, faults);
-    let features = features::features(spec, root, entity.as_ref(), tables, &mut drafts, faults);
+    let mut features = features::features(spec, root, entity.as_ref(), tables, &mut drafts, faults);
+    let lookups = lookups::lookups(spec, root, &mut features, faults);
     let windows = windows::windows(spec, root, entity.as_ref(), &mut drafts, faults);
     let labels = sources::labels(spec, root, entity.as_ref(), folders, faults);
     let model = model::model(spec, root, &features, faults);
@@ -64,6 +66,7 @@ pub(super) fn plan(spec: &Spec, root: &Site<'_>, folders: &Folders<'_>, faults: 
         groups: features.groups,
         derived: features.derived,
         windows,
+        lookups,
         score: model.score,
         labels,
         monitor: model.monitor,

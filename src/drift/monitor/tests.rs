@@ -38,6 +38,7 @@ fn plan(window: MonitorWindow, when: &str) -> Plan {
         groups: Vec::new(),
         derived: Vec::new(),
         windows: Vec::new(),
+        lookups: Vec::new(),
         score: Some(ScorePlan {
             on: 0,
             model: "churn".into(),

@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use rustc_hash::FxHashMap;
 
 use super::{View, put_key_int64, put_key_names, put_key_string};
-use crate::config::plan::{Column, DataType, EntityPlan, Plan};
+use crate::config::plan::{Column, DataType, EntityPlan, LookupPlan, Plan};
 use crate::store::{GroupRead, OnlineError, Value};
 use crate::window::{FeatureRows, row_columns};
 
@@ -34,12 +34,23 @@ pub struct Layout {
 impl Layout {
     /// Lays out a plan's entity and views in a Feast project.
     pub fn new(plan: &Plan, project: &str) -> Self {
-        let keys = &plan.entity.keys;
+        Self::of(plan.entity.clone(), super::views(plan), project, &plan.name)
+    }
+
+    /// Where a lookup finds its features.
+    pub fn of_lookup(lookup: &LookupPlan) -> Self {
+        let keys = lookup.keys.iter().map(|(key, _)| key.clone()).collect();
+        let columns = lookup.columns.iter().map(|(stored, _)| stored.clone()).collect();
+        let view = View { name: lookup.view.clone(), columns, max_age_ms: lookup.max_age_ms };
+        Self::of(EntityPlan { name: lookup.name.clone(), keys }, vec![view], &lookup.project, &lookup.project)
+    }
+
+    fn of(entity: EntityPlan, views: Vec<View>, project: &str, pipeline: &str) -> Self {
+        let keys = &entity.keys;
         let mut sorted: Vec<usize> = (0..keys.len()).collect();
         sorted.sort_by(|a, b| keys[*a].name.cmp(&keys[*b].name));
         let mut prefix = Vec::new();
         put_key_names(sorted.iter().map(|i| &*keys[*i].name), &mut prefix);
-        let views = super::views(plan);
         let fields = views
             .iter()
             .map(|view| {
@@ -47,22 +58,18 @@ impl Layout {
                 std::iter::once(Bytes::from(super::timestamp_field(&view.name))).chain(features).collect()
             })
             .collect();
-        let private_field = Bytes::from(format!("_seq:{}", plan.name));
-        Self {
-            entity: plan.entity.clone(),
-            sorted,
-            prefix,
-            project: project.to_owned(),
-            views,
-            fields,
-            private_field,
-            epoch: 0,
-        }
+        let private_field = Bytes::from(format!("_seq:{pipeline}"));
+        Self { entity, sorted, prefix, project: project.to_owned(), views, fields, private_field, epoch: 0 }
     }
 
     /// The layout for rows of a definition that is the `epoch`th to serve after the first.
     pub fn at_epoch(self, epoch: u32) -> Self {
         Self { epoch, ..self }
+    }
+
+    /// The project.
+    pub fn project(&self) -> &str {
+        &self.project
     }
 
     /// The views, in the order of the fields.
@@ -159,6 +166,15 @@ impl Layout {
         Ok(groups)
     }
 
+    /// The same for the first view alone.
+    ///
+    /// # Errors
+    /// As [`Layout::decode`].
+    pub fn decode_first<'a>(&self, stored: impl Fn(usize) -> Option<&'a [u8]>) -> Result<GroupRead, String> {
+        let mut groups = self.decode(|view, field| if view == 0 { stored(field) } else { None })?;
+        Ok(groups.swap_remove(0).1)
+    }
+
     fn put_key(&self, columns: &Columns<'_>, row: usize, out: &mut BytesMut) {
         out.extend_from_slice(&self.prefix);
         for &i in &self.sorted {
@@ -202,7 +218,8 @@ impl Layout {
         let keys =
             self.entity.keys.iter().enumerate().map(|(i, key)| Typed::of(batch.column(i), key.data_type)).collect();
         let event_time = batch.column_by_name(row_columns::EVENT_TIME).expect("feature rows have an event time");
-        let mut next = batch.num_columns() - self.views.iter().map(|v| v.columns.len()).sum::<usize>();
+        // The features come after the watermark; what was looked up comes after those, and is none of the entity's.
+        let mut next = 1 + batch.schema_ref().index_of(row_columns::WATERMARK).expect("feature rows have a watermark");
         let views = self
             .views
             .iter()

@@ -352,6 +352,30 @@ impl OnlineStore for RedisOnline {
             .map_err(|reason| OnlineError::Corrupt { store: self.name.clone(), key: hex::encode(&key), reason })
     }
 
+    fn look_up(&self, layout: &Layout, keys: &[Vec<u8>], timeout: Duration) -> Result<Vec<GroupRead>, OnlineError> {
+        let read = async {
+            self.connected().await;
+            let pipeline = self.client.pipeline().with_options(self.client.options());
+            for key in keys {
+                let fields: Vec<Key> = layout.fields(0).iter().cloned().map(Key::from).collect();
+                // Into the pipeline's own memory: this cannot wait and its answer says nothing yet.
+                let queued: Result<(), _> = pipeline.hmget(Key::from(key.as_slice()), fields).await;
+                queued.map_err(|e| self.online(e, "read"))?;
+            }
+            let found = pipeline.try_all::<Vec<Option<Bytes>>>().await.into_iter();
+            found.map(|one| one.map_err(|e| self.online(e, "read"))).collect::<Result<Vec<_>, _>>()
+        };
+        let answered = self.runtime.block_on(async { tokio::time::timeout(timeout, read).await });
+        let found =
+            answered.map_err(|_| self.unreachable(&format!("no answer within {} ms", timeout.as_millis())))??;
+        let decode = |(key, found): (&Vec<u8>, Vec<Option<Bytes>>)| {
+            layout
+                .decode_first(|field| found.get(field).and_then(|value| value.as_deref()))
+                .map_err(|reason| OnlineError::Corrupt { store: self.name.clone(), key: hex::encode(key), reason })
+        };
+        keys.iter().zip(found).map(decode).collect()
+    }
+
     fn describe(&self) -> String {
         self.name.clone()
     }

@@ -180,6 +180,7 @@ fn plan(sources: Vec<SourcePlan>, groups: Vec<GroupPlan>, on: Option<usize>) -> 
         groups,
         derived: Vec::new(),
         windows: Vec::new(),
+        lookups: Vec::new(),
         score: on.map(|on| ScorePlan {
             on,
             model: "m".to_owned(),

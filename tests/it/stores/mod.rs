@@ -119,6 +119,7 @@ fn plan(name: &str, online: OnlinePlan, offline: &str) -> Plan {
             ),
         ],
         windows: Vec::new(),
+        lookups: Vec::new(),
         derived: vec![DerivedPlan { column: column("ratio", DataType::Float64), sql: "spend_mean_1d / 2".into() }],
         score: None,
         labels: None,

@@ -1,9 +1,10 @@
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use driftline::config::plan::{OnlinePlan, Plan, ScorePlan, Secret};
+use driftline::config::plan::{LookupPlan, OnlinePlan, Plan, ScorePlan, Secret, Unavailable};
 use driftline::runtime::clock;
 use driftline::store::feast::{Layout, python_repository, timestamp_field};
 use driftline::store::{GroupRead, OnlineStore, Status, Value, key_from_text, lookup, open_online, open_online_at};
@@ -49,6 +50,72 @@ fn what_is_written_is_read() {
         store.write(&feature_rows(&[]), &never).unwrap();
         assert!(store.read(&[Value::Int64(1)]).is_err(), "half a key is refused");
     }
+}
+
+#[test]
+fn views_of_other_entities_are_looked_up() {
+    let rows: Vec<Row> = (0..300).map(|i| Row::new(i, &format!("c{i}"), START + i * 7, i)).collect();
+    let (project, folder) = (unique("lookup"), tempfile::tempdir().unwrap());
+    let embedded = OnlinePlan::Embedded { path: folder.path().to_owned(), project: project.clone() };
+    for store in [open(&redis_plan(Redis::shared().url(), &project)), open(&plan("shop", embedded, ""))] {
+        store.write(&feature_rows(&rows), &never).unwrap();
+        let own = &plan("shop", OnlinePlan::Embedded { path: PathBuf::new(), project: String::new() }, "");
+        let lookup = LookupPlan {
+            name: "other".into(),
+            project: project.clone(),
+            view: "visit".into(),
+            keys: own.entity.keys.iter().map(|key| (key.clone(), "feature".into())).collect(),
+            columns: own.groups[1]
+                .features
+                .iter()
+                .rev()
+                .map(|(_, _, column)| (column.clone(), column.clone()))
+                .collect(),
+            max_age_ms: None,
+            timeout: Duration::from_secs(30),
+            unavailable: Unavailable::Wait,
+        };
+        let layout = Layout::of_lookup(&lookup);
+        let keys: Vec<Vec<u8>> =
+            (0..301).map(|i| layout.key(&[Value::Int64(i), Value::String(format!("c{i}"))]).unwrap()).collect();
+        let found = store.look_up(&layout, &keys, lookup.timeout).unwrap();
+        assert_eq!((found.len(), &found[300]), (301, &GroupRead::NotFound));
+        for (row, found) in rows.iter().zip(&found) {
+            let (_, expected) = &row.read()[1];
+            let (GroupRead::Found { event_time: at, values }, GroupRead::Found { event_time, values: found }) =
+                (expected, found)
+            else {
+                panic!("{expected:?} {found:?}")
+            };
+            assert_eq!((at, values.iter().rev().collect::<Vec<_>>()), (event_time, found.iter().collect()));
+        }
+        let elsewhere = Layout::of_lookup(&LookupPlan { project: "elsewhere".into(), ..lookup.clone() });
+        let keys = [elsewhere.key(&rows[0].key()).unwrap()];
+        assert_eq!(store.look_up(&elsewhere, &keys, lookup.timeout).unwrap(), [GroupRead::NotFound]);
+        assert_eq!(store.look_up(&elsewhere, &[], lookup.timeout).unwrap(), []);
+    }
+}
+
+#[test]
+fn a_store_that_keeps_silent_is_waited_for_no_longer_than_asked() {
+    let redis = Redis::start();
+    let plan = redis_plan(redis.url(), "silent");
+    let store = open(&plan);
+    store.ping().unwrap();
+    redis.command(&[b"CLIENT", b"PAUSE", b"3600000", b"ALL"]);
+    let layout = Layout::of_lookup(&LookupPlan {
+        name: "other".into(),
+        project: "silent".into(),
+        view: "visit".into(),
+        keys: plan.entity.keys.iter().map(|key| (key.clone(), "feature".into())).collect(),
+        columns: Vec::new(),
+        max_age_ms: None,
+        timeout: Duration::ZERO,
+        unavailable: Unavailable::Null,
+    });
+    let key = layout.key(&[Value::Int64(1), Value::String("a".into())]).unwrap();
+    let error = store.look_up(&layout, &[key], Duration::from_millis(50)).unwrap_err();
+    assert!(error.is_retriable() && error.to_string().contains("no answer within 50 ms"), "{error}");
 }
 
 /// Events of few entities at few instants, and a schedule that applies each at least once, in batches, in any order.

@@ -174,6 +174,7 @@ impl Trial {
             ("<key>", "customer_id"),
             ("<window>", "30d"),
             ("<feature>", "extra"),
+            ("<lookup>", "item"),
             ("<column>", "extra"),
         ]
         .iter()
@@ -204,6 +205,19 @@ impl Trial {
             table.extend((own == "event_time.unit").then_some(("event_time.field", r#""changed_at""#)));
             table.retain(|(name, _)| *name != own);
             set.extend(table.into_iter().map(|(name, value)| (format!("tables.visits.{name}"), value)));
+        }
+        if let Some(own) = key.strip_prefix("lookups.item.") {
+            let group = [
+                ("source", r#""purchases""#),
+                ("of", r#""note""#),
+                ("functions", r#"["last"]"#),
+                ("windows", r#"["lifetime"]"#),
+            ];
+            set.extend(group.map(|(name, value)| (format!("features.bought.{name}"), value)));
+            let lookup =
+                [("key", r#"{ product_id = "bought_last_lifetime" }"#), ("features", r#"{ price = "float64" }"#)];
+            let others = lookup.into_iter().filter(|(name, _)| *name != own);
+            set.extend(others.map(|(name, value)| (format!("lookups.item.{name}"), value)));
         }
         let mut set: Vec<_> = set.iter().map(|(name, value)| (name.as_str(), *value)).collect();
         set.push((&key, value));
