@@ -254,6 +254,15 @@ fn write(broker: &dyn Broker, topic: &str, records: &[(i32, String, String)]) {
     producer.commit(&Offsets::new(), None).unwrap();
 }
 
+/// Lets the load go on to its end when it is dropped.
+struct NoLimit<'a>(&'a AtomicUsize);
+
+impl Drop for NoLimit<'_> {
+    fn drop(&mut self) {
+        self.0.store(usize::MAX / 2, Ordering::Release);
+    }
+}
+
 fn interrupt(mut running: Process) {
     running.signal(libc::SIGINT);
     assert_eq!(running.end().code(), Some(0), "{}", running.printed());
@@ -267,6 +276,8 @@ fn versions_are_switched_under_load_and_back_and_every_event_has_one_prediction(
     let oracle = oracle();
     let predicted = AtomicUsize::new(0);
     std::thread::scope(|scope| {
+        // A failure ends the load, too.
+        let _no_limit = NoLimit(&predicted);
         // The load: as many purchases as the predictions keep up with.
         scope.spawn(|| {
             for start in (0..EVENTS).step_by(20) {
