@@ -140,7 +140,10 @@ mod tests {
         }
     }
 
-    fn decode(plan: &SourcePlan, records: &[(i64, Option<&[u8]>, Option<&str>)]) -> Decoded {
+    /// Timestamp, key and value of a record.
+    type Sent<'a> = (i64, Option<&'a [u8]>, Option<&'a str>);
+
+    fn decode(plan: &SourcePlan, records: &[Sent<'_>]) -> Decoded {
         let mut all = Records::new(TopicPartition::new("churn.customers", 3));
         for (offset, (timestamp, key, value)) in records.iter().enumerate() {
             all.push(offset as i64, *timestamp, *key, value.map(str::as_bytes));

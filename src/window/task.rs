@@ -103,7 +103,7 @@ impl Task {
 
     /// An empty task that goes on at these offsets.
     pub(super) fn at(engine: Arc<Engine>, partition: i32, positions: Vec<Option<NextOffset>>) -> Self {
-        let sources = engine.sources.iter().map(|source| SourceTime::of(source));
+        let sources = engine.sources.iter().map(SourceTime::of);
         let time = TaskTime::new(sources.collect(), engine.on);
         Self {
             partition,
