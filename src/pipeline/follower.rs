@@ -4,7 +4,7 @@
 //! checkpoint, computes again without output what is committed, and publishes from there: nothing is left out, and nothing
 //! comes twice. Topics that the serving version does not read are read to their end.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,12 +29,15 @@ pub(super) struct Follower {
     asked: Option<Instant>,
     /// What was read beyond them.
     held: BTreeMap<TopicPartition, VecDeque<Records>>,
+    /// What the worker has paused.
+    paused: BTreeSet<TopicPartition>,
 }
 
 impl Follower {
     /// Follows what `group` commits of `topics`.
     pub fn new(inner: Box<dyn Consumer>, broker: Arc<dyn Broker>, group: String, topics: Vec<Arc<str>>) -> Self {
-        Self { inner, broker, group, topics, committed: Offsets::new(), asked: None, held: BTreeMap::new() }
+        let (held, paused) = (BTreeMap::new(), BTreeSet::new());
+        Self { inner, broker, group, topics, committed: Offsets::new(), asked: None, held, paused }
     }
 
     /// The first offset that may not be handed out yet; `None` where all may.
@@ -49,6 +52,12 @@ impl Follower {
             self.asked = Some(now);
         }
         Ok(())
+    }
+
+    /// Fetches again what is neither held nor paused by the worker.
+    fn go_on(&mut self, mut partitions: Vec<TopicPartition>) -> Result<(), BrokerError> {
+        partitions.retain(|at| !self.held.contains_key(at) && !self.paused.contains(at));
+        if partitions.is_empty() { Ok(()) } else { self.inner.resume(&partitions) }
     }
 
     /// Takes out what may be handed out by now; goes on fetching where nothing is left.
@@ -72,9 +81,7 @@ impl Follower {
         for at in &empty {
             self.held.remove(at);
         }
-        if !empty.is_empty() {
-            self.inner.resume(&empty)?;
-        }
+        self.go_on(empty)?;
         Ok(released)
     }
 }
@@ -87,6 +94,7 @@ impl Consumer for Follower {
         let mut poll = self.inner.poll(max, wait)?;
         let gone = |at: &TopicPartition| poll.revoked.contains(at);
         self.held.retain(|at, _| !gone(at));
+        self.paused.retain(|at| !gone(at));
         let mut records: Vec<Records> = released.into_iter().filter(|records| !gone(&records.partition)).collect();
         let mut paused = Vec::new();
         for read in std::mem::take(&mut poll.records) {
@@ -138,16 +146,17 @@ impl Consumer for Follower {
     fn seek(&mut self, offsets: &Offsets) -> Result<(), BrokerError> {
         let again: Vec<TopicPartition> = offsets.keys().filter(|at| self.held.remove(*at).is_some()).cloned().collect();
         self.inner.seek(offsets)?;
-        if again.is_empty() { Ok(()) } else { self.inner.resume(&again) }
+        self.go_on(again)
     }
 
     fn pause(&mut self, partitions: &[TopicPartition]) -> Result<(), BrokerError> {
+        self.paused.extend(partitions.iter().cloned());
         self.inner.pause(partitions)
     }
 
     fn resume(&mut self, partitions: &[TopicPartition]) -> Result<(), BrokerError> {
-        let free: Vec<TopicPartition> = partitions.iter().filter(|at| !self.held.contains_key(*at)).cloned().collect();
-        if free.is_empty() { Ok(()) } else { self.inner.resume(&free) }
+        self.paused.retain(|at| !partitions.contains(at));
+        self.go_on(partitions.to_vec())
     }
 }
 
