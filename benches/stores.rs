@@ -18,7 +18,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use driftline::broker::Offsets;
 use driftline::config::plan::{
     BrokerPlan, Column, DataType, EntityPlan, Function, GroupPlan, OfflinePlan, OnlinePlan, Plan, RegistryPlan, Secret,
-    WindowPlan,
+    StatePlan, WindowPlan,
 };
 use driftline::store::feast::Layout;
 use driftline::store::{Checkpoint, OfflineStore, open_online};
@@ -68,6 +68,7 @@ fn plan(online: OnlinePlan, folder: &std::path::Path) -> Plan {
             checkpoint_interval: Duration::from_secs(30),
             checkpoint_rows: CHECKPOINT,
         },
+        state: StatePlan::default(),
         registry: RegistryPlan { url: String::new(), initial: None },
         entity: EntityPlan { name: "customer".into(), keys: vec![column("customer_id".into(), DataType::String)] },
         sources: Vec::new(),

@@ -12,7 +12,7 @@ use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use driftline::config::plan::{
     BrokerPlan, Column, DataType, Delivery, Emit, EntityPlan, Format, Function, GroupPlan, OfflinePlan, OnlinePlan,
-    Plan, RegistryPlan, ScorePlan, SourcePlan, TimeUnit, WindowPlan,
+    Plan, RegistryPlan, ScorePlan, SourcePlan, StatePlan, TimeUnit, WindowPlan,
 };
 use driftline::runtime::clock::monotonic;
 use driftline::source::SourceBatch;
@@ -98,6 +98,7 @@ fn plan(groups: Vec<GroupPlan>, out_of_order: Duration) -> Plan {
         broker: BrokerPlan::Embedded { path: "data".into(), partitions: 1 },
         online: OnlinePlan::Embedded { path: "data".into(), project: "bench".to_owned() },
         offline: OfflinePlan { url: nowhere(), checkpoint_interval: Duration::from_secs(30), checkpoint_rows: 1 },
+        state: StatePlan::default(),
         registry: RegistryPlan { url: nowhere(), initial: None },
         entity: EntityPlan { name: "customer".to_owned(), keys: vec![column("customer_id", DataType::String)] },
         sources: vec![source],
@@ -309,7 +310,7 @@ fn checkpoints(_: &mut Criterion) {
         pauses.push(start.elapsed());
         loop {
             let start = monotonic();
-            let slice = task.checkpoint_slice(SLICE);
+            let slice = task.checkpoint_slice(SLICE).expect("nothing is on disk");
             pauses.push(start.elapsed());
             entities += slice.batches.iter().map(RecordBatch::num_rows).sum::<usize>();
             bytes += slice.batches.iter().map(RecordBatch::get_array_memory_size).sum::<usize>();

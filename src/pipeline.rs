@@ -129,6 +129,11 @@ impl RunError {
         }
     }
 
+    /// True where the offline store may answer later.
+    fn is_offline_away(&self) -> bool {
+        self.away() == Some("offline")
+    }
+
     /// What is away, where a worker can go on with fresh state once it is back.
     fn away(&self) -> Option<&'static str> {
         match self {

@@ -43,6 +43,11 @@ pub fn checkpoint_rows() -> u64 {
     200_000
 }
 
+/// `state.path`.
+pub fn state_path() -> String {
+    "data/state".into()
+}
+
 /// `registry.url`.
 pub fn registry_url() -> String {
     "file://./data/models".into()

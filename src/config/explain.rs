@@ -53,6 +53,14 @@ impl Plan {
         {
             let _ = writeln!(out, "  {what:<9} {place}");
         }
+        if let Some(memory) = self.state.memory {
+            let _ = writeln!(
+                out,
+                "  state     {} in memory, the rest in {}",
+                label_bytes(memory),
+                self.state.path.display()
+            );
+        }
     }
 
     fn explain_sources(&self, out: &mut String) {

@@ -27,6 +27,8 @@ pub struct Plan {
     pub online: OnlinePlan,
     /// The offline store and its checkpoints.
     pub offline: OfflinePlan,
+    /// Where window state may be.
+    pub state: StatePlan,
     /// The model registry.
     pub registry: RegistryPlan,
     /// What features are about.
@@ -50,6 +52,15 @@ pub struct Plan {
     pub monitor: Option<MonitorPlan>,
     /// Retraining.
     pub retraining: Option<RetrainingPlan>,
+}
+
+/// Where window state may be.
+#[derive(Debug, Clone, Default)]
+pub struct StatePlan {
+    /// Bytes of it in the memory of a process; `None` for as many as there are.
+    pub memory: Option<usize>,
+    /// Folder on local disk for the rest.
+    pub path: PathBuf,
 }
 
 /// Where the log is.

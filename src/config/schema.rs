@@ -343,6 +343,7 @@ mod tests {
         assert_eq!(default_of("BrokerSpec", "partitions"), defaults::partitions());
         assert_eq!(default_of("BrokerSpec", "replication"), defaults::replication());
         assert_eq!(default_of("OfflineSpec", "url"), defaults::offline_url());
+        assert_eq!(default_of("StateSpec", "path"), defaults::state_path());
         assert_eq!(default_of("CheckpointSpec", "rows"), defaults::checkpoint_rows());
         assert_eq!(default_of("SourceSpec", "out_of_order"), defaults::out_of_order());
         assert_eq!(default_of("SourceSpec", "ahead"), defaults::ahead());

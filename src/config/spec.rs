@@ -25,6 +25,9 @@ pub struct Spec {
     /// The offline store: feature rows and checkpoints as Arrow files.
     #[serde(default)]
     pub offline: OfflineSpec,
+    /// Window state: how much of it may be in memory.
+    #[serde(default)]
+    pub state: StateSpec,
     /// The model registry.
     #[serde(default)]
     pub registry: RegistrySpec,
@@ -119,6 +122,18 @@ pub struct OfflineSpec {
     /// When state and files are committed.
     #[serde(default)]
     pub checkpoint: CheckpointSpec,
+}
+
+/// Window state.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StateSpec {
+    /// So much of it a process holds in memory (`2GiB`); the states of entities that had no event for the longest time go to
+    /// disk and come back with their next event. Absent or empty: no limit. Keys and about 100 bytes an entity stay in memory.
+    pub memory: Option<String>,
+    /// Folder for states that are not in memory, on a local disk. Nothing in it outlives the process.
+    #[serde(default = "defaults::state_path")]
+    pub path: String,
 }
 
 /// When a checkpoint is taken: whichever comes first.
@@ -608,6 +623,12 @@ impl Default for BrokerSpec {
 impl Default for OfflineSpec {
     fn default() -> Self {
         Self { url: defaults::offline_url(), checkpoint: CheckpointSpec::default() }
+    }
+}
+
+impl Default for StateSpec {
+    fn default() -> Self {
+        Self { memory: None, path: defaults::state_path() }
     }
 }
 

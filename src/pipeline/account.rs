@@ -94,7 +94,7 @@ impl Account {
     }
 
     /// Notes how far behind the log the worker is, and what it holds.
-    pub fn holds(&self, lag: u64, entities: u64, bytes: u64) {
+    pub fn holds(&self, lag: u64, entities: u64, bytes: (u64, u64)) {
         self.lag.set(lag as f64);
         self.board.set_worker(self.worker, lag, entities, bytes);
     }
@@ -119,6 +119,7 @@ pub(super) struct Ledger {
     online_rows: Counter,
     entities: Gauge,
     state_bytes: Gauge,
+    state_disk_bytes: Gauge,
 }
 
 struct Source {
@@ -152,6 +153,7 @@ impl Ledger {
             online_rows: metrics::counter!(names::ONLINE_ROWS, "pipeline" => name()),
             entities: gauge(names::ENTITIES),
             state_bytes: gauge(names::STATE_BYTES),
+            state_disk_bytes: gauge(names::STATE_DISK_BYTES),
         }
     }
 
@@ -191,9 +193,10 @@ impl Ledger {
     }
 
     /// Notes what the window state holds.
-    pub fn holds(&self, entities: u64, bytes: u64) {
+    pub fn holds(&self, entities: u64, (bytes, on_disk): (u64, u64)) {
         self.entities.set(entities as f64);
         self.state_bytes.set(bytes as f64);
+        self.state_disk_bytes.set(on_disk as f64);
     }
 }
 
@@ -226,7 +229,7 @@ mod tests {
             account.committed(CloseReason::Linger, &dead, Some(&scores), sample(&records));
             account.committed(CloseReason::Rows, &[], None, []);
             account.committed(CloseReason::Linger, &[], Some(&scores), []);
-            account.holds(11, 22, 33);
+            account.holds(11, 22, (33, 0));
         });
         let text = recorder.handle().render();
         for line in [

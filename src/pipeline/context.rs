@@ -24,10 +24,10 @@ use crate::runtime::backoff::Backoff;
 use crate::runtime::clock;
 use crate::runtime::shutdown::Stop;
 use crate::score::Scorer;
-use crate::store::{self, OfflineStore, OnlineStore, Role};
+use crate::store::{self, DiskStates, OfflineStore, OnlineStore, Role};
 use crate::telemetry::board::{Board, Kind, Milestone};
 use crate::telemetry::metrics as names;
-use crate::window::Engine;
+use crate::window::{ColdStore, Engine};
 
 /// Which stages run in this process. Features and score together are fused: rows reach the model without passing a topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -457,6 +457,20 @@ impl Context {
     /// Stops following the alias.
     pub(super) fn end_models(&self) {
         drop(self.models.lock().take());
+    }
+
+    /// Bytes of state that each task of this process may have in memory, where there is a limit.
+    pub(super) fn state_limit(&self) -> Option<usize> {
+        let tasks: usize = self.owned.lock().values().map(Vec::len).sum();
+        self.plan.state.memory.map(|memory| memory / tasks.max(1))
+    }
+
+    /// Where a task's states go that are not in memory, and its limit, where there is one.
+    pub(super) fn cold_states(&self, partition: i32) -> Result<Option<(Box<dyn ColdStore>, usize)>, RunError> {
+        let Some(limit) = self.state_limit() else { return Ok(None) };
+        let name = format!("{}-{partition}", self.plan.name);
+        let states = DiskStates::open(&self.plan.state.path, &name)?;
+        Ok(Some((Box::new(states), limit)))
     }
 
     /// Tries until it works, saying what it waits for.

@@ -196,6 +196,11 @@ impl<'a> Worker<'a> {
         if !gained.is_empty() && !self.context.keeps_role()? {
             gained.clear();
         }
+        // How many tasks there are decides how much memory each of them may take, while it is restored, too.
+        if !gained.is_empty() {
+            let owned = self.slots.keys().chain(&gained).copied().collect();
+            self.context.owned.lock().insert(self.number, owned);
+        }
         for partition in &gained {
             let started = clock::monotonic();
             let found = self.starts.lock().remove(partition).unwrap_or(Ok(None))?;
@@ -220,14 +225,11 @@ impl<'a> Worker<'a> {
 
     fn restore(&mut self, partition: i32, manifest: Option<Manifest>) -> Result<Slot, RunError> {
         let context = self.context;
-        let mut task = match &manifest {
-            Some(manifest) if manifest.state.is_some() => {
-                let offline = &context.wiring.offline;
-                let state = context.hold("offline", OfflineError::is_retriable, || offline.load_state(manifest))?;
-                Task::restore(Arc::clone(&context.engine), partition, &state)?
-            }
-            _ => Task::new(Arc::clone(&context.engine), partition),
-        };
+        let mut task = context.hold("offline", RunError::is_offline_away, || -> Result<Task, RunError> {
+            let engine = Arc::clone(&context.engine);
+            let state = manifest.iter().flat_map(|manifest| context.wiring.offline.read_state(manifest));
+            Task::restore_within(engine, partition, state.map(|batch| Ok(batch?)), context.cold_states(partition)?)
+        })?;
         let topics = context.source_topics();
         let group = context.group(STAGE);
         let committed =
@@ -570,10 +572,13 @@ impl<'a> Worker<'a> {
     fn account(&mut self, reason: CloseReason, open: &[(i32, Applied)], dead: &[DeadLetter], scores: Option<&Scores>) {
         self.ledger.committed(&self.context.board, open.iter().map(|(_, applied)| applied));
         self.account.committed(reason, dead, scores, self.samples.drain(..));
-        let (mut lag, mut entities, mut bytes) = (0_u64, 0_u64, 0_u64);
-        for (partition, slot) in &self.slots {
+        let (mut lag, mut entities, mut bytes) = (0_u64, 0_u64, (0_u64, 0_u64));
+        let limit = self.context.state_limit();
+        for (partition, slot) in &mut self.slots {
+            limit.into_iter().for_each(|limit| slot.task.set_limit(limit));
             entities += slot.task.entities() as u64;
-            bytes += slot.task.memory().state as u64;
+            let memory = slot.task.memory();
+            bytes = (bytes.0 + memory.state as u64, bytes.1 + memory.on_disk);
             for (source, committed) in self.context.plan.sources.iter().zip(&slot.committed) {
                 let at = TopicPartition::new(Arc::clone(&source.topic), *partition);
                 let end = self.ends.consumer.end(&at);

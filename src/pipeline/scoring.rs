@@ -156,7 +156,7 @@ impl<'a> Worker<'a> {
         let behind = |(at, next): (&TopicPartition, &i64)| {
             self.ends.consumer.end(at).map_or(0, |end| u64::try_from(end.0 - next).unwrap_or(0))
         };
-        self.account.holds(self.owned.iter().map(behind).sum(), 0, 0);
+        self.account.holds(self.owned.iter().map(behind).sum(), 0, (0, 0));
         Ok(())
     }
 }

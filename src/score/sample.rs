@@ -11,7 +11,7 @@ use arrow::datatypes::{DataType as ArrowType, Field, Schema, SchemaRef};
 
 use crate::config::plan::{
     BrokerPlan, Column, DataType, Delivery, DerivedPlan, Emit, EntityPlan, Format, OfflinePlan, OnlinePlan, Plan,
-    RegistryPlan, ScorePlan, SourcePlan, TimeUnit,
+    RegistryPlan, ScorePlan, SourcePlan, StatePlan, TimeUnit,
 };
 use crate::window::row_columns;
 
@@ -55,6 +55,7 @@ pub(super) fn plan(keys: &[(&str, DataType)]) -> Plan {
             checkpoint_interval: Duration::from_secs(30),
             checkpoint_rows: 1000,
         },
+        state: StatePlan::default(),
         registry: RegistryPlan { url: "file:///nowhere".into(), initial: None },
         entity: EntityPlan {
             name: "customer".into(),

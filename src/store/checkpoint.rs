@@ -70,19 +70,42 @@ impl OfflineStore {
     /// # Errors
     /// Where the file cannot be read or is not what was written.
     pub fn load_state(&self, manifest: &Manifest) -> Result<Vec<RecordBatch>, OfflineError> {
-        let mut all = Vec::new();
-        for state in manifest.state_files() {
-            let batches = self.batches(&state.path, state.bytes, None)?.collect::<Result<Vec<_>, _>>()?;
-            let rows: u64 = batches.iter().map(|b| b.num_rows() as u64).sum();
-            if rows != state.rows {
-                return Err(OfflineError::corrupt(
-                    &state.path,
-                    format!("{rows} rows where the manifest says {}", state.rows),
-                ));
+        self.read_state(manifest).collect()
+    }
+
+    /// As [`OfflineStore::load_state`], one batch after the other. Ends at the first error.
+    pub fn read_state<'a>(
+        &'a self,
+        manifest: &'a Manifest,
+    ) -> impl Iterator<Item = Result<RecordBatch, OfflineError>> + 'a {
+        let mut files = manifest.state_files();
+        let mut open = None;
+        std::iter::from_fn(move || {
+            loop {
+                if open.is_none() {
+                    let file = files.next()?;
+                    match self.batches(&file.path, file.bytes, None) {
+                        Ok(batches) => open = Some((file, batches, 0)),
+                        Err(error) => return Some(Err(error)),
+                    }
+                }
+                let (file, batches, rows) = open.as_mut()?;
+                match batches.next() {
+                    Some(batch) => {
+                        *rows += batch.as_ref().map_or(0, |batch| batch.num_rows() as u64);
+                        return Some(batch);
+                    }
+                    None if *rows != file.rows => {
+                        let reason = format!("{rows} rows where the manifest says {}", file.rows);
+                        return Some(Err(OfflineError::corrupt(&file.path, reason)));
+                    }
+                    None => open = None,
+                }
             }
-            all.extend(batches);
-        }
-        Ok(all)
+        })
+        .scan(false, |failed, batch: Result<RecordBatch, OfflineError>| {
+            (!std::mem::replace(failed, batch.is_err())).then_some(batch)
+        })
     }
 
     /// Writes a part of the state of a checkpoint to come, `part` being the number of those before it: so that nobody has to

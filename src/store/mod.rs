@@ -7,6 +7,7 @@
 //!   [`OfflineStore::read_rows`] reads history back.
 
 mod checkpoint;
+mod cold;
 mod embedded;
 pub mod feast;
 mod lookup;
@@ -18,6 +19,7 @@ mod redis;
 mod versions;
 
 pub use checkpoint::Checkpoint;
+pub use cold::DiskStates;
 pub use lookup::{FeatureRead, GroupAnswer, OnlineRow, Status, key_from_text, lookup};
 pub use manifest::{DataFile, Manifest, StateFile};
 pub use offline::{OfflineError, OfflineStore};

@@ -116,8 +116,10 @@ pub struct Board {
     pub predictions: AtomicU64,
     /// Entities in memory, over all tasks.
     pub entities: AtomicU64,
-    /// Bytes of window state, over all tasks.
+    /// Bytes of window state in memory, over all tasks.
     pub state_bytes: AtomicU64,
+    /// Bytes of it on disk.
+    pub state_disk_bytes: AtomicU64,
     /// Records between the group's position and the end of the log.
     pub lag: AtomicU64,
     /// Newest event time applied, milliseconds since 1970 UTC; 0 before the first.
@@ -133,7 +135,7 @@ pub struct Board {
     drift: Mutex<Vec<(String, f64, f64, bool)>>,
     incident: Mutex<Option<String>>,
     /// Lag, entities and bytes by worker; the atomics above hold their sums.
-    workers: Mutex<BTreeMap<usize, (u64, u64, u64)>>,
+    workers: Mutex<BTreeMap<usize, (u64, u64, u64, u64)>>,
     happenings: Mutex<(u64, VecDeque<Happening>)>,
     milestones: Mutex<Vec<(i64, Milestone)>>,
     /// True where somebody shows the happenings, so that the log need not.
@@ -199,14 +201,15 @@ impl Board {
         self.versions.lock().clone()
     }
 
-    /// Notes a worker's lag, entities and bytes of state.
-    pub fn set_worker(&self, number: usize, lag: u64, entities: u64, bytes: u64) {
+    /// Notes a worker's lag, entities and bytes of state, in memory and on disk.
+    pub fn set_worker(&self, number: usize, lag: u64, entities: u64, (bytes, on_disk): (u64, u64)) {
         let mut workers = self.workers.lock();
-        workers.insert(number, (lag, entities, bytes));
-        let sum = |pick: fn(&(u64, u64, u64)) -> u64| workers.values().map(pick).sum();
+        workers.insert(number, (lag, entities, bytes, on_disk));
+        let sum = |pick: fn(&(u64, u64, u64, u64)) -> u64| workers.values().map(pick).sum();
         self.lag.store(sum(|w| w.0), Ordering::Relaxed);
         self.entities.store(sum(|w| w.1), Ordering::Relaxed);
         self.state_bytes.store(sum(|w| w.2), Ordering::Relaxed);
+        self.state_disk_bytes.store(sum(|w| w.3), Ordering::Relaxed);
     }
 
     /// Notes the version in use.
@@ -262,6 +265,7 @@ impl Board {
             "model_version": self.model(),
             "entities": load(&self.entities),
             "state_bytes": load(&self.state_bytes),
+            "state_disk_bytes": load(&self.state_disk_bytes),
             "lag": load(&self.lag),
             "event_time": load(&self.event_time),
             "windows": load(&self.windows),

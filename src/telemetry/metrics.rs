@@ -39,6 +39,8 @@ names! {
     gauge ENTITIES = "driftline_window_entities";
     /// Bytes of window state. Labels: pipeline, worker.
     gauge STATE_BYTES = "driftline_window_state_bytes";
+    /// Bytes of window state on disk, where memory has a limit. Labels: pipeline, worker.
+    gauge STATE_DISK_BYTES = "driftline_window_state_disk_bytes";
     /// Records between the group's position and the end of the log. Labels: pipeline, stage.
     gauge LAG = "driftline_source_lag_records";
     /// Seconds from a record's timestamp in the log to its committed prediction (or feature row). Labels: pipeline.

@@ -14,9 +14,10 @@
 
 use arrow::array::RecordBatch;
 
+use super::cold::{Cold, GENERATION, OUT};
 use super::engine::Engine;
-use super::entities::{Entities, Entity, EntityId, Keys};
-use super::snapshot::{Encoder, Header};
+use super::entities::{Entities, Entity, EntityId, Keys, Visit};
+use super::snapshot::{Encoder, Header, Packed};
 use super::state::State;
 use super::texts::Texts;
 
@@ -29,9 +30,9 @@ const SLICE_WORDS: usize = 32;
 /// Did not change since it was written, or restored.
 pub(super) const CLEAN: u32 = 0;
 /// Is in the checkpoint being taken, and did not change since.
-const DONE: u32 = u32::MAX - 1;
+const DONE: u32 = GENERATION - 1;
 /// Is in no checkpoint, nor in the one being taken.
-pub(super) const NEW: u32 = u32::MAX;
+pub(super) const NEW: u32 = GENERATION;
 
 /// How much of the state a checkpoint holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,6 +141,9 @@ impl Captures {
     /// An entity that is unchanged so far is about to change.
     #[cold]
     pub fn before_change(&mut self, engine: &Engine, entities: &mut Entities, texts: &Texts, id: EntityId) {
+        if entities.get(id).changed == self.generation {
+            return;
+        }
         if let Some(running) = self.running.as_mut().filter(|r| r.awaits(id, entities.get(id), self.generation)) {
             running.encode(engine, entities.key(id), entities.get(id), entities.states(id), texts);
         }
@@ -147,25 +151,22 @@ impl Captures {
         self.changed.push(id);
     }
 
-    /// The sweep is about to look after an entity.
-    pub fn before_sweep(
-        &mut self,
-        engine: &Engine,
-        (id, key): (EntityId, &[u8]),
-        entity: &mut Entity,
-        states: &[State],
-        texts: &Texts,
-    ) {
-        if let Some(running) = self.running.as_mut().filter(|r| r.awaits(id, entity, self.generation)) {
-            running.encode(engine, key, entity, states, texts);
-            entity.changed = DONE;
+    /// The sweep is about to look after an entity whose states are in memory, or to forget one whose states are not.
+    pub fn before_sweep(&mut self, engine: &Engine, visit: &mut Visit<'_>, texts: &Texts, cold: Option<&mut Cold>) {
+        let Visit { id, key, entity, states } = visit;
+        if let Some(running) = self.running.as_mut().filter(|r| r.awaits(*id, entity, self.generation)) {
+            match cold.filter(|_| entity.changed & OUT != 0) {
+                Some(cold) => running.encode_packed(engine, key, entity, cold.read(engine, *id)),
+                None => running.encode(engine, key, entity, states, texts),
+            }
+            entity.changed = entity.changed & !GENERATION | DONE;
         }
     }
 
     /// The sweep has changed an entity.
     pub fn swept(&mut self, id: EntityId, entity: &mut Entity) {
-        if entity.changed != self.generation {
-            entity.changed = self.generation;
+        if entity.changed & GENERATION != self.generation {
+            entity.changed = entity.changed & !GENERATION | self.generation;
             self.changed.push(id);
         }
     }
@@ -216,7 +217,14 @@ impl Captures {
     }
 
     /// Encodes what the checkpoint still needs of at most `most` entities.
-    pub fn slice(&mut self, engine: &Engine, entities: &mut Entities, texts: &Texts, most: usize) -> Slice {
+    pub fn slice(
+        &mut self,
+        engine: &Engine,
+        entities: &mut Entities,
+        texts: &Texts,
+        cold: &mut Option<Cold>,
+        most: usize,
+    ) -> Slice {
         let Some(running) = &mut self.running else { return Slice { batches: Vec::new(), last: true } };
         if running.dropped_done < running.dropped.len() {
             return running.slice_of_dropped(engine, most);
@@ -230,11 +238,16 @@ impl Captures {
             };
             left -= 1;
             if entities.is_used(id) {
-                if running.awaits(id, entities.get(id), self.generation) {
-                    running.encode(engine, entities.key(id), entities.get(id), entities.states(id), texts);
-                    entities.get_mut(id).changed = CLEAN;
-                } else if entities.get(id).changed == DONE {
-                    entities.get_mut(id).changed = CLEAN;
+                let (entity, key) = (entities.get(id), entities.key(id));
+                let awaited = running.awaits(id, entity, self.generation);
+                match cold.as_mut().filter(|_| entity.changed & OUT != 0) {
+                    _ if !awaited => (),
+                    Some(cold) => running.encode_packed(engine, key, entity, cold.read(engine, id)),
+                    None => running.encode(engine, key, entity, entities.states(id), texts),
+                }
+                let changed = &mut entities.get_mut(id).changed;
+                if awaited || *changed & GENERATION == DONE {
+                    *changed = *changed & !GENERATION | CLEAN;
                 }
             }
             running.done += 1;
@@ -256,7 +269,11 @@ impl Captures {
         size_of::<EntityId>() * self.changed.capacity()
             + self.dropped.bytes()
             + self.running.as_ref().map_or(0, |running| {
-                8 * running.words + size_of::<EntityId>() * running.changed.capacity() + running.dropped.bytes()
+                let ready = running.ready.iter().map(RecordBatch::get_array_memory_size).sum::<usize>();
+                8 * running.encoder.words()
+                    + ready
+                    + size_of::<EntityId>() * running.changed.capacity()
+                    + running.dropped.bytes()
             })
     }
 }
@@ -264,17 +281,24 @@ impl Captures {
 impl Running {
     /// True for an entity that is still to be encoded. Changes since the checkpoint began have the generation `now`.
     fn awaits(&self, id: EntityId, entity: &Entity, now: u32) -> bool {
+        let changed = entity.changed & GENERATION;
         match self.extent {
-            Extent::Whole => {
-                let open = self.done..self.end;
-                open.contains(&(id as usize)) && ![now, NEW, DONE].contains(&entity.changed)
-            }
-            Extent::Changes => entity.changed == now - 1,
+            Extent::Whole => (self.done..self.end).contains(&(id as usize)) && ![now, NEW, DONE].contains(&changed),
+            Extent::Changes => changed == now - 1,
         }
     }
 
     fn encode(&mut self, engine: &Engine, key: &[u8], entity: &Entity, states: &[State], texts: &Texts) {
         self.words += self.encoder.add(engine, key, entity.newest, states, texts);
+        self.close_if_full(engine);
+    }
+
+    fn encode_packed(&mut self, engine: &Engine, key: &[u8], entity: &Entity, packed: Packed) {
+        self.words += self.encoder.add_packed(key, entity.newest, packed);
+        self.close_if_full(engine);
+    }
+
+    fn close_if_full(&mut self, engine: &Engine) {
         self.encoded += 1;
         if self.encoder.is_full() {
             self.ready.push(self.encoder.close(engine));

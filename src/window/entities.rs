@@ -9,6 +9,7 @@ use hashbrown::HashTable;
 use rustc_hash::FxHasher;
 
 use super::capture::{CLEAN, NEW};
+use super::cold::OUT;
 use super::state::State;
 use crate::config::plan::{Column, DataType};
 
@@ -257,7 +258,7 @@ impl Entities {
 
     /// All entities are as they are in the checkpoint that they were restored from.
     pub fn all_clean(&mut self) {
-        self.entities.iter_mut().for_each(|entity| entity.changed = CLEAN);
+        self.entities.iter_mut().for_each(|entity| entity.changed = entity.changed & OUT | CLEAN);
     }
 
     /// Numbers of all entities.
@@ -296,14 +297,34 @@ impl Entities {
         }
     }
 
-    /// Forgets the entity with this key, if there is one.
-    pub fn remove(&mut self, key: &[u8]) {
+    /// Forgets the entity with this key, if there is one. Says whether its states were out.
+    pub fn remove(&mut self, key: &[u8]) -> bool {
         let (arena, entities) = (&self.arena, &self.entities);
         let found = self.table.find(hash(key), |&id| key_at(arena, entities[id as usize].key) == key);
-        if let Some(&id) = found {
-            self.states[id as usize * self.sources..][..self.sources].fill_with(State::default);
-            self.forget(id);
-        }
+        let Some(&id) = found else { return false };
+        self.states[id as usize * self.sources..][..self.sources].fill_with(State::default);
+        self.forget(id);
+        self.entities[id as usize].changed & OUT != 0
+    }
+
+    /// True where any state of the entity has anything in memory.
+    pub fn has_states(&self, id: EntityId) -> bool {
+        self.states(id).iter().any(|state| !state.is_empty())
+    }
+
+    /// Marks an entity as out, and drops its states.
+    pub fn take_out(&mut self, id: EntityId) {
+        let states = &mut self.states[id as usize * self.sources..][..self.sources];
+        self.state_bytes -= states.iter().map(State::bytes).sum::<usize>();
+        states.fill_with(State::default);
+        self.entities[id as usize].changed |= OUT;
+    }
+
+    /// Takes back the states of an entity that was out.
+    pub fn put_back(&mut self, id: EntityId, states: Vec<State>) {
+        self.state_bytes += states.iter().map(State::bytes).sum::<usize>();
+        self.states.splice(id as usize * self.sources..(id as usize + 1) * self.sources, states);
+        self.entities[id as usize].changed &= !OUT;
     }
 
     fn forget(&mut self, id: EntityId) {

@@ -23,6 +23,7 @@
 
 mod aggregate;
 mod capture;
+mod cold;
 mod double_double;
 mod emitted;
 mod engine;
@@ -51,6 +52,7 @@ use arrow::array::RecordBatch;
 use crate::broker::NextOffset;
 
 pub use capture::{Extent, Slice};
+pub use cold::ColdStore;
 pub use engine::{Engine, SingleEvents, StateBytes, state_bytes};
 pub use published::Published;
 pub use task::Task;
@@ -179,6 +181,8 @@ pub struct Memory {
     pub state: usize,
     /// Bytes of rows offered and not yet applied.
     pub buffered: usize,
+    /// Bytes of states on disk.
+    pub on_disk: u64,
 }
 
 /// What can go wrong in windows.
@@ -248,6 +252,12 @@ pub enum WindowError {
     /// A checkpoint cannot be read.
     #[error("the checkpoint cannot be restored: {reason}")]
     Corrupt {
+        /// What is wrong.
+        reason: String,
+    },
+    /// States that went to disk are gone, or no more go there. A restart restores them from the checkpoint.
+    #[error("state on disk ([state] path): {reason}")]
+    Cold {
         /// What is wrong.
         reason: String,
     },

@@ -27,6 +27,7 @@
 //! positions as JSON.
 
 mod encode;
+mod packed;
 mod restore;
 
 use std::sync::Arc;
@@ -36,8 +37,10 @@ use arrow::datatypes::{DataType as ArrowType, Field, Schema, SchemaRef};
 use serde::{Deserialize, Serialize};
 
 pub(super) use self::encode::Encoder;
+pub(super) use self::packed::Packed;
 pub(super) use self::restore::Restore;
 use super::WindowError;
+use super::cold::OUT;
 use super::emitted::pieces;
 use super::engine::{Engine, Source, Value};
 use super::task::Task;
@@ -126,7 +129,13 @@ pub(super) fn take(task: &Task) -> Result<Vec<RecordBatch>, WindowError> {
     let mut encoder = Encoder::new(schema, task.engine.sources());
     for id in task.entities.ids() {
         let (key, newest) = (task.entities.key(id), task.entities.get(id).newest);
-        encoder.add(&task.engine, key, newest, task.entities.states(id), &task.texts);
+        match &task.cold {
+            Some(cold) if task.entities.get(id).changed & OUT != 0 => {
+                let packed = cold.get(&task.engine, id).map_err(|reason| WindowError::Cold { reason })?;
+                encoder.add_packed(key, newest, packed)
+            }
+            _ => encoder.add(&task.engine, key, newest, task.entities.states(id), &task.texts),
+        };
         if encoder.is_full() {
             batches.push(encoder.close(&task.engine));
         }

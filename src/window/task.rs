@@ -9,6 +9,7 @@ use arrow::array::RecordBatch;
 
 use super::aggregate::Span;
 use super::capture::{Captures, Chain, Extent, Slice};
+use super::cold::{Cold, ColdStore, OUT};
 use super::emitted::{Event, OpenWindows};
 use super::engine::Engine;
 use super::entities::{Entities, EntityId, Visit};
@@ -39,6 +40,8 @@ pub struct Task {
     pub(super) applied: Vec<i64>,
     pub(super) windows: OpenWindows,
     pub(super) captures: Captures,
+    /// Where memory has a limit.
+    pub(super) cold: Option<Cold>,
     /// Rows applied so far, where they do not come in the order of their offsets: makes the sequence rise.
     pub(super) reordered: i64,
     synchroniser: Synchroniser,
@@ -115,6 +118,7 @@ impl Task {
             applied: vec![0; engine.sources()],
             windows: OpenWindows::new(&engine),
             captures: Captures::new(Chain::default()),
+            cold: None,
             reordered: 0,
             synchroniser: Synchroniser::new(positions),
             counts: vec![Counts::default(); engine.sources()],
@@ -130,9 +134,39 @@ impl Task {
     /// # Errors
     /// The snapshot is of another definition, another partition or another format, or damaged.
     pub fn restore(engine: Arc<Engine>, partition: i32, snapshot: &[RecordBatch]) -> Result<Self, WindowError> {
-        let mut restore = Restore::new(engine, partition);
+        let mut restore = Restore::new(engine, partition, None);
         snapshot.iter().try_for_each(|batch| restore.push(batch))?;
         restore.finish()
+    }
+
+    /// As [`Task::restore`], or an empty task where there is no batch, with at most `limit` bytes of state in memory and the
+    /// rest in `store`: keys and some words an entity stay in memory however low the limit is.
+    ///
+    /// # Errors
+    /// As [`Task::restore`], and where a batch is an error or the store fails.
+    pub fn restore_within<E: From<WindowError>>(
+        engine: Arc<Engine>,
+        partition: i32,
+        snapshot: impl Iterator<Item = Result<RecordBatch, E>>,
+        cold: Option<(Box<dyn ColdStore>, usize)>,
+    ) -> Result<Self, E> {
+        let cold = cold.map(|(store, limit)| Cold::new(store, limit));
+        let mut snapshot = snapshot.peekable();
+        if snapshot.peek().is_none() {
+            return Ok(Self { cold, ..Self::new(engine, partition) });
+        }
+        let mut restore = Restore::new(engine, partition, cold);
+        for batch in snapshot {
+            restore.push(&batch?)?;
+        }
+        Ok(restore.finish()?)
+    }
+
+    /// Changes how many bytes of state may be in memory, where there is a limit.
+    pub fn set_limit(&mut self, bytes: usize) {
+        if let Some(cold) = &mut self.cold {
+            cold.set_limit(bytes);
+        }
     }
 
     /// Reads on from these offsets, with nothing buffered.
@@ -192,7 +226,18 @@ impl Task {
         if self.texts.wants_collection() {
             self.collect_texts();
         }
+        self.settle()?;
         output
+    }
+
+    /// Sends states out where the task holds more than it may.
+    pub(super) fn settle(&mut self) -> Result<(), WindowError> {
+        if let Some(cold) = &mut self.cold {
+            let besides = self.windows.bytes() + self.texts.bytes() + self.captures.bytes();
+            cold.settle(&self.engine, &mut self.entities, &self.texts, besides);
+            cold.check()?;
+        }
+        Ok(())
     }
 
     /// Applies the rows whose turn has come, at most `limit`, and returns how many.
@@ -248,6 +293,9 @@ impl Task {
             }
             let entity = self.entities.entity(key);
             if self.captures.is_unchanged(self.entities.get(entity)) {
+                if let Some(cold) = &mut self.cold {
+                    cold.awake(engine, &mut self.entities, &mut self.texts, entity);
+                }
                 self.captures.before_change(engine, &mut self.entities, &self.texts, entity);
             }
             let known = self.entities.get_mut(entity);
@@ -343,9 +391,25 @@ impl Task {
     fn sweep(&mut self, applied: usize) {
         let (engine, time, horizon) = (&self.engine, &self.time, &mut self.output.horizon);
         let quiet = time.quiet();
-        let (captures, texts) = (&mut self.captures, &self.texts);
-        self.entities.sweep(SWEPT_AT_LEAST.max(applied / 4), |Visit { id, key, entity, states }| {
-            captures.before_sweep(engine, (id, key), entity, states, texts);
+        let (captures, texts, cold) = (&mut self.captures, &self.texts, &mut self.cold);
+        // An entity that is quiet since then has nothing that any window reaches.
+        let mut gone = i64::MAX;
+        for (index, source) in engine.sources.iter().enumerate().filter(|_| cold.is_some()) {
+            horizon.set(&source.layout, time, engine.on, index, quiet);
+            gone = gone.min(if source.layout.windows.lifetime { i64::MIN } else { horizon.limits.oldest });
+        }
+        self.entities.sweep(SWEPT_AT_LEAST.max(applied / 4), |mut visit| {
+            if visit.entity.changed & OUT != 0 {
+                let forget = visit.entity.newest < quiet && visit.entity.newest <= gone;
+                if forget {
+                    captures.before_sweep(engine, &mut visit, texts, cold.as_mut());
+                    captures.forgotten(visit.key);
+                    cold.iter_mut().for_each(|cold| cold.out -= 1);
+                }
+                return forget;
+            }
+            captures.before_sweep(engine, &mut visit, texts, None);
+            let Visit { id, key, entity, states } = visit;
             let horizon_of = if entity.newest < quiet { quiet } else { entity.newest };
             let mut changed = false;
             for (index, state) in states.iter_mut().enumerate().filter(|(_, state)| !state.is_empty()) {
@@ -459,8 +523,13 @@ impl Task {
     /// Bytes held.
     pub fn memory(&self) -> Memory {
         Memory {
-            state: self.entities.bytes() + self.windows.bytes() + self.texts.bytes() + self.captures.bytes(),
+            state: self.entities.bytes()
+                + self.windows.bytes()
+                + self.texts.bytes()
+                + self.captures.bytes()
+                + self.cold.as_ref().map_or(0, Cold::memory_bytes),
             buffered: self.synchroniser.bytes() + self.held.as_ref().map_or(0, Held::bytes),
+            on_disk: self.cold.as_ref().map_or(0, Cold::disk_bytes),
         }
     }
 
@@ -491,8 +560,13 @@ impl Task {
 
     /// The next piece of the checkpoint that was begun, of at most `most` entities. All slices' batches, at least one, are what
     /// [`Task::restore`] needs, after those of the checkpoints that it follows.
-    pub fn checkpoint_slice(&mut self, most: usize) -> Slice {
-        self.captures.slice(&self.engine, &mut self.entities, &self.texts, most)
+    ///
+    /// # Errors
+    /// States on disk cannot be read: drop the task and restore it.
+    pub fn checkpoint_slice(&mut self, most: usize) -> Result<Slice, WindowError> {
+        let slice = self.captures.slice(&self.engine, &mut self.entities, &self.texts, &mut self.cold, most);
+        self.cold.as_mut().map_or(Ok(()), Cold::check)?;
+        Ok(slice)
     }
 }
 

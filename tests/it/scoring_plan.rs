@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use driftline::config::plan::{
     BrokerPlan, Column, DataType, Delivery, DerivedPlan, Emit, EntityPlan, OfflinePlan, OnlinePlan, Plan, RegistryPlan,
-    ScorePlan,
+    ScorePlan, StatePlan,
 };
 
 /// A pipeline that scores these features with model `m`, alias `production`, of a folder registry under `root`.
@@ -23,6 +23,7 @@ pub fn scoring_plan(root: &Path, features: &[(&str, DataType)]) -> Plan {
             checkpoint_interval: Duration::from_secs(30),
             checkpoint_rows: 1000,
         },
+        state: StatePlan::default(),
         registry: RegistryPlan { url: format!("file://{}/models", root.display()), initial: None },
         entity: EntityPlan { name: "customer".into(), keys: vec![column(("customer_id", DataType::String))] },
         sources: Vec::new(),

@@ -457,6 +457,7 @@ fn workers_crash_child() {
     };
     let settings: Vec<(&str, &str)> = match std::env::var("DRIFTLINE_TEST_EMIT").as_deref() {
         Ok("event_time") => EVENT_TIME.to_vec(),
+        Ok("little_memory") => LITTLE_MEMORY.to_vec(),
         _ => Vec::new(),
     };
     let ended = Shop::at(Path::new(&folder), name, None, &settings).run(&Stop::new(), |store| store);
@@ -465,6 +466,9 @@ fn workers_crash_child() {
 
 /// Rows in event-time order, and checkpoints while some are held.
 const EVENT_TIME: [(&str, &str); 2] = [("score.emit", "event_time"), ("offline.checkpoint.rows", "100")];
+
+/// The same, with all states on disk whenever no event needs them.
+const LITTLE_MEMORY: [(&str, &str); 3] = [EVENT_TIME[0], EVENT_TIME[1], ("state.memory", "1KiB")];
 
 #[test]
 fn in_event_time_the_output_does_not_depend_on_the_order_of_arrival() {
@@ -484,6 +488,7 @@ fn in_event_time_the_output_does_not_depend_on_the_order_of_arrival() {
 #[rstest::rstest]
 #[case::as_events_arrive("arrival", &[])]
 #[case::in_event_time("event_time", &EVENT_TIME)]
+#[case::with_states_on_disk("little_memory", &LITTLE_MEMORY)]
 fn a_worker_that_fails_or_is_killed_on_the_way_loses_nothing_and_repeats_nothing(
     #[case] emit: &str,
     #[case] settings: &[(&str, &str)],
@@ -520,8 +525,8 @@ fn a_worker_that_fails_or_is_killed_on_the_way_loses_nothing_and_repeats_nothing
     let shop = Shop { folder: None, ..Shop::at(folder.path(), name, None, settings) };
     shop.run_to_the_end();
     shop.expect(&expected);
-    if emit == "event_time" {
-        let undisturbed = Shop::open_with(None, settings);
+    if emit != "arrival" {
+        let undisturbed = Shop::open_with(None, &EVENT_TIME);
         undisturbed.write();
         undisturbed.run_to_the_end();
         assert_eq!(shop.feature_rows(), undisturbed.feature_rows());

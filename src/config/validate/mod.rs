@@ -60,6 +60,7 @@ pub(super) fn plan(spec: &Spec, root: &Site<'_>, folders: &Folders<'_>, faults: 
         broker: stores.broker,
         online: stores.online,
         offline: stores.offline,
+        state: stores.state,
         registry: stores.registry,
         entity: entity?,
         sources: drafts.into_iter().map(sources::Draft::finish).collect(),

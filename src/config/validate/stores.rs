@@ -2,17 +2,19 @@
 
 use std::path::Path;
 
-use super::{Folders, some_duration};
+use super::{Folders, some_duration, unit};
 use crate::broker::kafka::PROTECTED;
 use crate::config::defaults;
 use crate::config::document::{Collector, Site};
-use crate::config::plan::{BrokerPlan, OfflinePlan, OnlinePlan, RegistryPlan};
+use crate::config::plan::{BrokerPlan, OfflinePlan, OnlinePlan, RegistryPlan, StatePlan};
 use crate::config::spec::{OnlineSpec, Spec};
+use crate::config::units;
 
 pub(super) struct Stores {
     pub(super) broker: BrokerPlan,
     pub(super) online: OnlinePlan,
     pub(super) offline: OfflinePlan,
+    pub(super) state: StatePlan,
     pub(super) registry: RegistryPlan,
 }
 
@@ -27,6 +29,11 @@ pub(super) fn stores(spec: &Spec, root: &Site<'_>, folders: &Folders<'_>, faults
             url: url(&spec.offline.url, &offline.get("url"), folders.root, false, faults),
             checkpoint_interval: some_duration(&spec.offline.checkpoint.interval, &checkpoint.get("interval"), faults),
             checkpoint_rows: usize::try_from(spec.offline.checkpoint.rows).unwrap_or(usize::MAX),
+        },
+        state: StatePlan {
+            memory: given(spec.state.memory.as_deref())
+                .and_then(|memory| unit(units::size(memory), &root.get("state").get("memory"), faults)),
+            path: folders.root.join(&spec.state.path),
         },
         registry: RegistryPlan {
             url: url(&spec.registry.url, &registry.get("url"), folders.root, true, faults),

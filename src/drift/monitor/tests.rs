@@ -10,7 +10,7 @@ use rand_distr::{Distribution, StandardNormal};
 use super::*;
 use crate::config::plan::{
     BrokerPlan, Delivery, Emit, EntityPlan, GatesPlan, MonitorPlan, OfflinePlan, OnlinePlan, RegistryPlan,
-    RetrainingPlan, ScorePlan,
+    RetrainingPlan, ScorePlan, StatePlan,
 };
 use crate::drift::IncidentState;
 use crate::drift::profile::ProfileBuilder;
@@ -32,6 +32,7 @@ fn plan(window: MonitorWindow, when: &str) -> Plan {
             checkpoint_interval: Duration::from_secs(30),
             checkpoint_rows: 1000,
         },
+        state: StatePlan::default(),
         registry: RegistryPlan { url: "file:///".into(), initial: None },
         entity: EntityPlan { name: "customer".into(), keys: Vec::new() },
         sources: Vec::new(),

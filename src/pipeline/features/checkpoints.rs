@@ -116,7 +116,7 @@ impl Worker<'_> {
     fn slice(&mut self, partition: i32) -> Result<bool, RunError> {
         let Some(slot) = self.slots.get_mut(&partition) else { return Ok(true) };
         let started = clock::monotonic();
-        let slice = slot.task.checkpoint_slice(SLICE_ENTITIES);
+        let slice = slot.task.checkpoint_slice(SLICE_ENTITIES)?;
         let open = if slice.last { slot.open.take() } else { None };
         self.paused_since(started);
         match open {

@@ -7,6 +7,7 @@ use arrow::array::{ArrayRef, ListArray, RecordBatch, StringArray, TimestampMilli
 use arrow::buffer::{OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{Field, SchemaRef};
 
+use super::packed::{Packed, SourceParts};
 use super::{ENTITY_WORDS, GONE};
 use crate::window::emitted::pieces;
 use crate::window::engine::{Engine, Source};
@@ -47,7 +48,7 @@ impl<T> Lists<T> {
 }
 
 #[derive(Debug, Default)]
-struct SourceColumns {
+pub(super) struct SourceColumns {
     rows: Lists<u64>,
     tiles: Lists<u64>,
     beyond: Lists<u64>,
@@ -93,6 +94,32 @@ impl Encoder {
         self.texts.close();
         self.words += words;
         words
+    }
+
+    /// Adds an entity whose states are not in memory. Returns the words that it takes.
+    pub fn add_packed(&mut self, key: &[u8], newest: i64, packed: Packed) -> usize {
+        self.keys.push(key);
+        self.newest.push(newest);
+        self.texts.values.extend(packed.texts);
+        self.texts.close();
+        let mut words = ENTITY_WORDS;
+        for (SourceParts { rows, tiles, beyond, merged }, columns) in packed.sources.into_iter().zip(&mut self.columns)
+        {
+            for (list, part) in [(&mut columns.rows, rows), (&mut columns.tiles, tiles), (&mut columns.beyond, beyond)]
+            {
+                words += part.len();
+                list.values.extend(part);
+                list.close();
+            }
+            columns.merged.push(merged);
+        }
+        self.words += words;
+        words
+    }
+
+    /// Words of the entities that are not yet a batch.
+    pub fn words(&self) -> usize {
+        self.words
     }
 
     /// Adds the key of an entity that is forgotten. Returns the words that it takes.
@@ -142,7 +169,13 @@ impl Encoder {
 }
 
 impl SourceColumns {
-    fn add(&mut self, source: &Source, state: &State, mut renumber: impl FnMut(&mut u64)) -> usize {
+    /// The parts of the one state that was added.
+    pub fn into_parts(self) -> SourceParts {
+        let merged = self.merged.into_iter().next().flatten();
+        SourceParts { rows: self.rows.values, tiles: self.tiles.values, beyond: self.beyond.values, merged }
+    }
+
+    pub fn add(&mut self, source: &Source, state: &State, mut renumber: impl FnMut(&mut u64)) -> usize {
         let layout = &source.layout;
         let parts = state.parts();
         let start = self.rows.values.len();

@@ -10,7 +10,8 @@ use super::{
     TaskRecord, columns_schema, layout_in_words, words,
 };
 use crate::window::WindowError;
-use crate::window::capture::{Captures, Chain};
+use crate::window::capture::{CLEAN, Captures, Chain};
+use crate::window::cold::{Cold, OUT};
 use crate::window::emitted::{OpenWindows, pieces};
 use crate::window::engine::Engine;
 use crate::window::entities::Keys;
@@ -32,11 +33,12 @@ pub(in crate::window) struct Restore {
 }
 
 impl Restore {
-    /// Of this partition.
-    pub fn new(engine: Arc<Engine>, partition: i32) -> Self {
+    /// Of this partition, with a cold store where memory has a limit.
+    pub fn new(engine: Arc<Engine>, partition: i32, cold: Option<Cold>) -> Self {
         let fields = columns_schema(&engine);
         let positions = vec![None; engine.sources()];
-        let task = Task::at(engine, partition, positions);
+        let mut task = Task::at(engine, partition, positions);
+        task.cold = cold;
         Self { task, fields, schema: None, record: None, follows: 0, chain: Chain::default() }
     }
 
@@ -51,6 +53,10 @@ impl Restore {
         restore_batch(&mut self.task, batch).map_err(corrupt)?;
         let added = self.task.entities.len().saturating_sub(before);
         self.chain.add(self.follows, words(batch), added);
+        if self.task.cold.is_some() {
+            self.task.entities.account();
+            self.task.settle()?;
+        }
         Ok(())
     }
 
@@ -161,12 +167,23 @@ fn restore_batch(task: &mut Task, batch: &RecordBatch) -> Result<(), String> {
                 continue;
             }
             GONE => {
-                task.entities.remove(keys.get(entity));
+                if task.entities.remove(keys.get(entity))
+                    && let Some(cold) = &mut task.cold
+                {
+                    cold.out -= 1;
+                }
                 continue;
             }
             _ => (),
         }
         let id = task.entities.entity(keys.get(entity));
+        let changed = &mut task.entities.get_mut(id).changed;
+        if *changed & OUT != 0
+            && let Some(cold) = &mut task.cold
+        {
+            cold.out -= 1;
+        }
+        *changed = CLEAN;
         task.entities.get_mut(id).newest = newest.value(entity);
         for (index, source) in engine.sources.iter().enumerate() {
             let layout = &source.layout;

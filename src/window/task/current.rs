@@ -22,6 +22,9 @@ impl Task {
         let source = self.engine.on.unwrap_or(0);
         let Output { empty, reader, .. } = &mut self.output;
         for entity in ids {
+            if let Some(cold) = &mut self.cold {
+                cold.awake(&self.engine, &mut self.entities, &mut self.texts, entity);
+            }
             let newest = self.entities.get(entity).newest;
             let time = newest.max(quiet);
             let offset = self.applied[source] - 1;
@@ -35,6 +38,7 @@ impl Task {
         if let Some(first) = failures.first {
             tracing::warn!(rows = failures.rows, "features could not be computed, they are null: {first}");
         }
+        self.settle()?;
         Ok((rows, next))
     }
 }

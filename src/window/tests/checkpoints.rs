@@ -1,6 +1,6 @@
 //! Checkpoints of changes, taken in slices, against whole snapshots of the same instants.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use arrow::array::{AsArray, RecordBatch};
@@ -8,7 +8,7 @@ use arrow::datatypes::TimestampMillisecondType;
 use arrow::util::display::array_value_to_string;
 use proptest::prelude::*;
 
-use super::super::Extent;
+use super::super::{Applied, ColdStore, Extent, WindowError};
 use super::properties::{Scenario, scenario};
 use super::*;
 use crate::broker::NextOffset;
@@ -25,7 +25,7 @@ impl Kept {
         let extent = task.begin_checkpoint().unwrap();
         let mut batches = Vec::new();
         loop {
-            let slice = task.checkpoint_slice(2);
+            let slice = task.checkpoint_slice(2).unwrap();
             batches.extend(slice.batches);
             if slice.last {
                 break;
@@ -39,6 +39,29 @@ impl Kept {
             self.batches.clear();
         }
         self.batches.extend(batches);
+    }
+}
+
+/// A cold store in memory, for tests.
+#[derive(Debug, Default)]
+struct InMemory(HashMap<u32, Vec<u8>>);
+
+impl ColdStore for InMemory {
+    fn put(&mut self, states: &[(u32, Vec<u8>)]) -> Result<(), String> {
+        self.0.extend(states.iter().cloned());
+        Ok(())
+    }
+
+    fn get(&self, number: u32) -> Result<Vec<u8>, String> {
+        self.0.get(&number).cloned().ok_or_else(|| format!("there is no state {number}"))
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        self.0.values().map(|bytes| bytes.len() as u64).sum()
+    }
+
+    fn memory_bytes(&self) -> usize {
+        0
     }
 }
 
@@ -73,9 +96,17 @@ fn happenings() -> impl Strategy<Value = Vec<Happening>> {
     )
 }
 
+/// A task that goes on from these batches, if there are any, within this memory.
+fn restored(engine: &Arc<Engine>, limit: Option<usize>, batches: &[RecordBatch]) -> Task {
+    let cold = limit.map(|limit| (Box::<InMemory>::default() as Box<dyn ColdStore>, limit));
+    Task::restore_within::<WindowError>(engine.clone(), 3, batches.iter().cloned().map(Ok), cold).unwrap()
+}
+
 /// A task, what it has told, and its checkpoints.
 struct Run<'a> {
     scenario: &'a Scenario,
+    /// Bytes of state in memory.
+    limit: Option<usize>,
     engine: Arc<Engine>,
     task: Task,
     offered: Vec<usize>,
@@ -86,11 +117,11 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(scenario: &'a Scenario) -> Self {
+    fn new(scenario: &'a Scenario, limit: Option<usize>) -> Self {
         let engine = Engine::new(&scenario.plan).unwrap();
-        let task = Task::new(engine.clone(), 3);
+        let task = restored(&engine, limit, &[]);
         let offered = vec![0; scenario.logs.len()];
-        Self { scenario, engine, task, offered, rows: BTreeMap::new(), kept: Kept::default(), open: None }
+        Self { scenario, limit, engine, task, offered, rows: BTreeMap::new(), kept: Kept::default(), open: None }
     }
 
     fn offer(&mut self, source: usize, events: usize) {
@@ -113,12 +144,12 @@ impl<'a> Run<'a> {
 
     fn slice(&mut self, most: usize) {
         let Some((_, batches, _)) = &mut self.open else { return };
-        let slice = self.task.checkpoint_slice(most);
+        let slice = self.task.checkpoint_slice(most).unwrap();
         batches.extend(slice.batches);
         if slice.last {
             let (extent, batches, whole) = self.open.take().expect("it was there above");
             self.kept.add(extent, batches);
-            let restored = Task::restore(self.engine.clone(), 3, &self.kept.batches).unwrap();
+            let restored = restored(&self.engine, self.limit, &self.kept.batches);
             assert_eq!(in_words(&restored.snapshot().unwrap()), in_words(&whole));
         }
     }
@@ -139,11 +170,7 @@ impl<'a> Run<'a> {
             Happening::Slice(most) => self.slice(most),
             Happening::Crash => {
                 self.open = None;
-                self.task = if self.kept.batches.is_empty() {
-                    Task::new(self.engine.clone(), 3)
-                } else {
-                    Task::restore(self.engine.clone(), 3, &self.kept.batches).unwrap()
-                };
+                self.task = restored(&self.engine, self.limit, &self.kept.batches);
                 let next = self.task.next();
                 self.offered = next.iter().map(|next| next.map_or(0, |NextOffset(next)| next as usize)).collect();
             }
@@ -162,12 +189,16 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Whatever happens between the slices of checkpoints, and after: they hold what a whole snapshot holds, and a task
-    /// that goes on from them tells what one tells that was never killed.
+    /// that goes on from them tells what one tells that was never killed, however little memory it has.
     #[test]
-    fn of_changes_equal_whole_ones(scenario in scenario(250), happenings in happenings()) {
-        let mut undisturbed = Run::new(&scenario);
+    fn of_changes_equal_whole_ones(
+        scenario in scenario(250),
+        happenings in happenings(),
+        limit in prop::option::of(prop::sample::select(vec![0usize, 3000, 10_000])),
+    ) {
+        let mut undisturbed = Run::new(&scenario, None);
         undisturbed.finish();
-        let mut run = Run::new(&scenario);
+        let mut run = Run::new(&scenario, limit);
         for happening in &happenings {
             run.happen(happening);
         }
@@ -182,7 +213,7 @@ proptest! {
 }
 
 /// Purchases of so many entities, one each, a minute apart.
-fn purchases(task: &mut Task, keys: std::ops::Range<usize>, at: i64) {
+fn purchases(task: &mut Task, keys: std::ops::Range<usize>, at: i64) -> Applied {
     let first = task.next()[0].map_or(0, |NextOffset(next)| next);
     let events: Vec<Event> = keys.clone().map(|_| event(at, 1.0)).collect();
     let mut batch = batch(0, &events, first);
@@ -191,7 +222,7 @@ fn purchases(task: &mut Task, keys: std::ops::Range<usize>, at: i64) {
     columns[0] = Arc::new(names);
     batch.columns = RecordBatch::try_new(batch.columns.schema(), columns).unwrap();
     task.offer(batch).unwrap();
-    task.advance(&TaskClock { caught_up: &[true], idle: &[false] }, usize::MAX).unwrap();
+    task.advance(&TaskClock { caught_up: &[true], idle: &[false] }, usize::MAX).unwrap()
 }
 
 #[test]
@@ -234,7 +265,7 @@ fn a_whole_one_comes_again_before_the_others_outweigh_it() {
         let one = |_| {
             purchases(&mut task, 0..changed, 0);
             let extent = task.begin_checkpoint().unwrap();
-            while !task.checkpoint_slice(1000).last {}
+            while !task.checkpoint_slice(1000).unwrap().last {}
             extent == Extent::Whole
         };
         (0..count).map(one).collect()
@@ -263,4 +294,39 @@ fn refuses_parts_in_another_order() {
         let error = Task::restore(engine.clone(), 3, &wrong).unwrap_err().to_string();
         assert!(error.contains("follows"), "{error}");
     }
+}
+
+#[test]
+fn state_stays_below_its_limit_and_values_the_same() {
+    let groups = || vec![group("g", 0, Some("amount"), None, &[window(1000, 10), window(400_000, 1000)])];
+    let engine = Engine::new(&plan(vec![source("s", 0)], groups(), Some(0))).unwrap();
+    let limit = 1 << 20;
+    let (mut free, mut tight) = (restored(&engine, None, &[]), restored(&engine, Some(limit), &[]));
+    let (mut kept, mut most, mut on_disk) = (Kept::default(), 0, 0);
+    for round in 0..60 {
+        let keys = if round % 3 == 0 { 0..3000 } else { round * 10..round * 10 + 300 };
+        let told = purchases(&mut free, keys.clone(), round as i64 * 5000);
+        assert_eq!(rows(&purchases(&mut tight, keys, round as i64 * 5000).rows), rows(&told.rows), "round {round}");
+        assert!(tight.memory().state <= limit, "round {round}: {} bytes", tight.memory().state);
+        most = most.max(free.memory().state);
+        on_disk = on_disk.max(tight.memory().on_disk);
+        if round % 7 == 0 {
+            kept.take(&mut tight);
+        }
+        if round % 20 == 0 {
+            kept.take(&mut tight);
+            tight = restored(&engine, Some(limit), &kept.batches);
+            let tighter = restored(&engine, Some(limit / 2), &kept.batches);
+            for (task, limit) in [(&tight, limit), (&tighter, limit / 2)] {
+                assert!(task.memory().state <= limit, "round {round}: {:?}", task.memory());
+            }
+            assert_eq!(in_words(&tighter.snapshot().unwrap()), in_words(&tight.snapshot().unwrap()));
+        }
+    }
+    assert!(most > 2 * limit && on_disk > limit as u64, "it would hold {most} bytes, {on_disk} were on disk");
+    // All but one are quiet long since, and forgotten without being read.
+    for at in 0..60 {
+        purchases(&mut tight, 0..1, 10_000_000 + at);
+    }
+    assert_eq!(tight.entities(), 1);
 }

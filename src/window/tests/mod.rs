@@ -22,7 +22,8 @@ use arrow::datatypes::{DataType as ArrowType, Field, Float64Type, Int64Type, Sch
 use super::{Engine, FeatureRows, Task, TaskClock};
 use crate::config::plan::{
     BrokerPlan, ByPlan, Column, DataType, Delivery, DerivedPlan, Emit, EntityPlan, Format, Function, GroupPlan,
-    OfflinePlan, OnlinePlan, Plan, RecordKey, RegistryPlan, ScorePlan, SourcePlan, TablePlan, TimeUnit, WindowPlan,
+    OfflinePlan, OnlinePlan, Plan, RecordKey, RegistryPlan, ScorePlan, SourcePlan, StatePlan, TablePlan, TimeUnit,
+    WindowPlan,
 };
 use crate::source::SourceBatch;
 
@@ -174,6 +175,7 @@ fn plan(sources: Vec<SourcePlan>, groups: Vec<GroupPlan>, on: Option<usize>) -> 
             checkpoint_interval: Duration::from_secs(30),
             checkpoint_rows: 1000,
         },
+        state: StatePlan::default(),
         registry: RegistryPlan { url: "file:///data".to_owned(), initial: None },
         entity: EntityPlan { name: "customer".to_owned(), keys: vec![field("name"), field("number")] },
         sources,

@@ -12,7 +12,7 @@ use arrow::array::{
 };
 use driftline::config::plan::{
     BrokerPlan, Column, DataType, DerivedPlan, EntityPlan, Function, GroupPlan, OfflinePlan, OnlinePlan, Plan,
-    RegistryPlan, WindowPlan,
+    RegistryPlan, StatePlan, WindowPlan,
 };
 use driftline::store::{GroupRead, Value};
 use driftline::window::{FeatureRows, row_columns};
@@ -92,6 +92,7 @@ fn plan(name: &str, online: OnlinePlan, offline: &str) -> Plan {
             checkpoint_interval: Duration::from_secs(30),
             checkpoint_rows: 1000,
         },
+        state: StatePlan::default(),
         registry: RegistryPlan { url: String::new(), initial: None },
         entity: EntityPlan {
             name: "customer".into(),
