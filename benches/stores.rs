@@ -17,8 +17,8 @@ use arrow::array::{
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use driftline::broker::Offsets;
 use driftline::config::plan::{
-    BrokerPlan, Column, DataType, EntityPlan, Function, GroupPlan, OfflinePlan, OnlinePlan, Plan, RegistryPlan, Secret,
-    StatePlan, WindowPlan,
+    BrokerPlan, Column, DataType, EntityPlan, Function, GroupPlan, GroupProtocol, OfflinePlan, OnlinePlan, Plan,
+    RegistryPlan, Secret, StatePlan, WindowPlan,
 };
 use driftline::store::feast::Layout;
 use driftline::store::{Checkpoint, OfflineStore, open_online};
@@ -61,6 +61,7 @@ fn plan(online: OnlinePlan, folder: &std::path::Path) -> Plan {
             properties: BTreeMap::new(),
             partitions: 1,
             replication: 1,
+            group_protocol: GroupProtocol::default(),
         },
         online,
         offline: OfflinePlan {

@@ -6,11 +6,13 @@
 mod consumer;
 mod context;
 mod event;
+mod incremental;
 mod producer;
 mod reader;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context as TaskContext, Poll as TaskPoll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::Duration;
@@ -28,10 +30,11 @@ use super::{
     Broker, BrokerError, Consumer, ConsumerSettings, NextOffset, Notes, Offsets, Producer, Records, TopicInfo,
     TopicPartition, TopicSettings,
 };
-use crate::config::plan::Secret;
+use crate::config::plan::{GroupProtocol, Secret};
 use crate::runtime::clock;
 use consumer::KafkaConsumer;
 use context::Context;
+pub use incremental::Renewal;
 use producer::KafkaProducer;
 use reader::Reader;
 
@@ -62,6 +65,9 @@ pub(crate) const PROTECTED: &[&str] = &[
     "transactional.id",
 ];
 
+/// What a client says itself in classic groups, and the brokers say in those of Kafka 4's own protocol.
+pub(crate) const OF_CLASSIC_GROUPS: &[&str] = &["session.timeout.ms", "heartbeat.interval.ms"];
+
 /// A Kafka cluster.
 pub struct KafkaBroker {
     link: Arc<Link>,
@@ -77,6 +83,8 @@ struct Link {
     address: String,
     client_id: String,
     properties: BTreeMap<String, Secret>,
+    /// Groups are shared out by the brokers. False from the moment that they turn out to be unable to.
+    shared_by_brokers: AtomicBool,
 }
 
 impl Link {
@@ -101,10 +109,11 @@ impl Link {
     }
 
     /// Settings of a client that only reads, starting where it is told. Out of range is an event, not a silent jump.
-    fn reading(&self, group: &str) -> ClientConfig {
+    fn reading(&self, group: &str, protocol: GroupProtocol) -> ClientConfig {
         let mut config = self.config(&[
             ("session.timeout.ms", "10000"),
-            ("heartbeat.interval.ms", "2000"),
+            // A member learns by its next heartbeat that another one has joined, and the group waits for it until then.
+            ("heartbeat.interval.ms", "500"),
             // The end of a partition is told by the answer after the last record, so this bounds how late it is known.
             ("fetch.wait.max.ms", "100"),
             ("fetch.queue.backoff.ms", "10"),
@@ -117,9 +126,23 @@ impl Link {
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "error")
-            .set("enable.partition.eof", "true")
-            .set("partition.assignment.strategy", "range");
+            .set("enable.partition.eof", "true");
+        // A task reads the same partition number of all its topics, and only the range assignors keep these together.
+        match protocol {
+            GroupProtocol::Classic => config.set("partition.assignment.strategy", "range"),
+            GroupProtocol::Consumer => {
+                OF_CLASSIC_GROUPS.iter().for_each(|name| _ = config.remove(name));
+                config.set("group.protocol", "consumer").set("group.remote.assignor", "range")
+            }
+        };
         config
+    }
+
+    fn protocol(&self) -> GroupProtocol {
+        match self.shared_by_brokers.load(Ordering::Relaxed) {
+            true => GroupProtocol::Consumer,
+            false => GroupProtocol::Classic,
+        }
     }
 
     fn client<C>(&self, config: &ClientConfig) -> Result<C, BrokerError>
@@ -267,6 +290,7 @@ impl KafkaBroker {
         brokers: &str,
         properties: &BTreeMap<String, Secret>,
         replication: i32,
+        protocol: GroupProtocol,
         client_id: &str,
     ) -> Result<Self, BrokerError> {
         for name in properties.keys().filter(|name| PROTECTED.contains(&name.as_str())) {
@@ -275,8 +299,12 @@ impl KafkaBroker {
                 "[broker] property ignored: driftline's guarantees depend on its own value"
             );
         }
-        let link =
-            Link { address: brokers.to_owned(), client_id: client_id.to_owned(), properties: properties.clone() };
+        let link = Link {
+            address: brokers.to_owned(),
+            client_id: client_id.to_owned(),
+            properties: properties.clone(),
+            shared_by_brokers: AtomicBool::new(protocol == GroupProtocol::Consumer),
+        };
         let mut config = link.config(&[]);
         config.set("isolation.level", "read_committed").set_log_level(RDKafkaLogLevel::Emerg);
         let asker: BaseConsumer<Context> = link.client(&config)?;
@@ -351,7 +379,7 @@ impl KafkaBroker {
         if list.count() == 0 {
             return Ok((Offsets::new(), Notes::new()));
         }
-        let client: BaseConsumer<Context> = self.link.client(&self.link.reading(group))?;
+        let client: BaseConsumer<Context> = self.link.client(&self.link.reading(group, GroupProtocol::Classic))?;
         consumer::committed(&self.link, &client, list)
     }
 }
@@ -520,12 +548,13 @@ mod tests {
             address: "127.0.0.1:1".into(),
             client_id: "test".into(),
             properties: properties.map(|(name, value)| (name.to_owned(), Secret(value.to_owned()))).into(),
+            shared_by_brokers: AtomicBool::new(false),
         }
     }
 
     #[test]
     fn users_tune_clients_but_do_not_weaken_them() {
-        let config = link().reading("g");
+        let config = link().reading("g", GroupProtocol::Classic);
         assert_eq!(config.get("isolation.level"), Some("read_committed"));
         assert_eq!(config.get("session.timeout.ms"), Some("7000"));
         assert_eq!(config.get("sasl.password"), Some("x"));
@@ -541,7 +570,9 @@ mod tests {
 
     #[test]
     fn a_cluster_that_is_not_there_is_retriable_and_says_why() {
-        let error = KafkaBroker::open("127.0.0.1:1", &BTreeMap::new(), 1, "test").err().expect("nothing listens there");
+        let error = KafkaBroker::open("127.0.0.1:1", &BTreeMap::new(), 1, GroupProtocol::Classic, "test")
+            .err()
+            .expect("nothing listens there");
         assert!(error.is_retriable(), "{error}");
         assert!(error.to_string().contains("refused"), "{error}");
     }

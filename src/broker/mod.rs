@@ -33,8 +33,8 @@ pub const MAX_POLL_BYTES: usize = 64 << 20;
 /// embedded log, [`BrokerError::Client`] where a property is unknown or the credentials are refused.
 pub fn open(plan: &BrokerPlan, client_id: &str) -> Result<Arc<dyn Broker>, BrokerError> {
     Ok(match plan {
-        BrokerPlan::Kafka { brokers, properties, replication, .. } => {
-            Arc::new(kafka::KafkaBroker::open(brokers, properties, *replication, client_id)?)
+        BrokerPlan::Kafka { brokers, properties, replication, group_protocol, .. } => {
+            Arc::new(kafka::KafkaBroker::open(brokers, properties, *replication, *group_protocol, client_id)?)
         }
         BrokerPlan::Embedded { path, .. } => Arc::new(embedded::EmbeddedBroker::open(path)?),
     })
@@ -152,7 +152,13 @@ impl Poll {
 /// Opaque proof of group membership that a transactional commit carries, so that the broker can fence a zombie.
 pub enum GroupToken {
     /// Kafka's group metadata.
-    Kafka(Arc<rdkafka::consumer::ConsumerGroupMetadata>),
+    Kafka {
+        /// Group, member and epoch.
+        metadata: Arc<rdkafka::consumer::ConsumerGroupMetadata>,
+        /// How to tell a token that is merely old from one whose member has lost something. Classic groups have none: there
+        /// every new epoch takes all partitions.
+        renewal: Option<kafka::Renewal>,
+    },
     /// The embedded broker's group name and membership generation.
     Embedded {
         /// Group name.

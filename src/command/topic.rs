@@ -10,7 +10,7 @@ use super::{Failure, Outcome, load_with, open_existing, runtime, stop_on_signals
 use crate::broker::tool::{self, SendOptions, Shown, TailOptions};
 use crate::broker::{self, Broker, Header, SchemaRegistry, TopicSettings};
 use crate::cli::{TopicArgs, TopicCommand, WhereArgs};
-use crate::config::plan::{BrokerPlan, Format, Plan};
+use crate::config::plan::{BrokerPlan, Format, GroupProtocol, Plan};
 use crate::runtime::shutdown::Stop;
 use crate::source::avro::{AvroReader, AvroSchema};
 
@@ -125,6 +125,7 @@ fn open(at: &WhereArgs, log: Log) -> Result<Place, Failure> {
             properties: Default::default(),
             partitions: PARTITIONS,
             replication: -1,
+            group_protocol: GroupProtocol::default(),
         },
         (None, None, None) => {
             return Err(Failure::Usage("say where the topic is: --pipeline, --brokers or --embedded".into()));

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::plan::{
-    BrokerPlan, Emit, Format, GroupPlan, MonitorWindow, OnlinePlan, Plan, Span, Unavailable, WindowPlan,
+    BrokerPlan, Emit, Format, GroupPlan, GroupProtocol, MonitorWindow, OnlinePlan, Plan, Span, Unavailable, WindowPlan,
 };
 use super::units::{label, label_bytes, label_ms};
 use crate::window::{EXACT, state_bytes};
@@ -24,9 +24,13 @@ impl Plan {
 
     fn explain_places(&self, out: &mut String) {
         let log = match &self.broker {
-            BrokerPlan::Kafka { brokers, schema_registry, partitions, .. } => {
+            BrokerPlan::Kafka { brokers, schema_registry, partitions, group_protocol, .. } => {
                 let registry = schema_registry.as_deref().map(|r| format!(", schemas at {r}")).unwrap_or_default();
-                format!("Kafka at {brokers}{registry}; new topics get {partitions} partitions")
+                let groups = match group_protocol {
+                    GroupProtocol::Classic => "",
+                    GroupProtocol::Consumer => ", groups by Kafka 4's own protocol",
+                };
+                format!("Kafka at {brokers}{registry}{groups}; new topics get {partitions} partitions")
             }
             BrokerPlan::Embedded { path, partitions } => {
                 format!("embedded in {}; new topics get {partitions} partitions", path.display())

@@ -78,6 +78,8 @@ pub enum BrokerPlan {
         partitions: u32,
         /// Replication factor of topics that driftline creates; −1 is the broker's default.
         replication: i32,
+        /// How consumer groups share partitions out.
+        group_protocol: GroupProtocol,
     },
     /// The embedded log.
     Embedded {
@@ -86,6 +88,17 @@ pub enum BrokerPlan {
         /// Partitions of topics that driftline creates.
         partitions: u32,
     },
+}
+
+/// How the members of a consumer group share partitions out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum GroupProtocol {
+    /// A member does, and each time all give back everything first. All versions of Kafka have it.
+    #[default]
+    Classic,
+    /// The broker does, partition by partition (KIP-848): only what moves stops. From Kafka 4.0 on.
+    Consumer,
 }
 
 /// A value that never prints.

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::defaults;
-use super::plan::{DataType, Delivery, Emit, Function, RecordKey, Secret, TimeUnit, Unavailable};
+use super::plan::{DataType, Delivery, Emit, Function, GroupProtocol, RecordKey, Secret, TimeUnit, Unavailable};
 
 /// A driftline pipeline: from topics to features, predictions, drift monitoring and retraining.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -88,6 +88,10 @@ pub struct BrokerSpec {
     #[serde(default = "defaults::replication")]
     #[schemars(range(min = -1, max = 32))]
     pub replication: i32,
+    /// How consumer groups share partitions out. `consumer` is Kafka 4's own way (KIP-848): only the partitions that move
+    /// stop, and the broker's settings decide when a dead member is missed.
+    #[serde(default)]
+    pub group_protocol: GroupProtocol,
     /// Folder of the embedded log, from the project's root. Default: `data/` and the pipeline's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
@@ -615,6 +619,7 @@ impl Default for BrokerSpec {
             properties: IndexMap::new(),
             partitions: defaults::partitions(),
             replication: defaults::replication(),
+            group_protocol: GroupProtocol::default(),
             path: None,
         }
     }

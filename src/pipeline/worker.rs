@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::RunError;
@@ -126,11 +127,17 @@ impl<'a> Ends<'a> {
         let plan = &context.plan;
         let transactional = plan.score.as_ref().is_none_or(|score| score.delivery == Delivery::ExactlyOnce);
         let id = context.transactional_id(&number.to_string());
-        // The producer comes first: opening it aborts what a killed predecessor left open, which would hold back readers.
-        let producer = context.wiring.broker.producer(transactional.then_some(id.as_str()))?;
         let group = context.group(stage);
-        let settings = ConsumerSettings { group, topics, client_id: id, start, static_member: None };
-        let mut consumer = context.wiring.broker.consumer(settings)?;
+        let settings = ConsumerSettings { group, topics, client_id: id.clone(), start, static_member: None };
+        let broker = &context.wiring.broker;
+        // Both wait for a coordinator of their own. Opening the producer aborts what a killed predecessor left open, which
+        // would hold back readers.
+        let (producer, consumer) = thread::scope(|scope| {
+            let producer = scope.spawn(|| broker.producer(transactional.then_some(id.as_str())));
+            let consumer = broker.consumer(settings);
+            (producer.join().expect("opening a producer does not panic"), consumer)
+        });
+        let (producer, mut consumer) = (producer?, consumer?);
         if context.is_following() {
             let broker = Arc::clone(&context.wiring.broker);
             consumer = Box::new(Follower::new(consumer, broker, plan.group(stage), context.followed_topics()?));

@@ -13,7 +13,7 @@ use driftline::broker::{
     self, Broker, BrokerError, Consumer, ConsumerSettings, GroupToken, Header, NextOffset, Notes, Offsets, OutRecord,
     Poll, Producer, Records, StartAt, TopicPartition, TopicSettings,
 };
-use driftline::config::plan::BrokerPlan;
+use driftline::config::plan::{BrokerPlan, GroupProtocol};
 use driftline::runtime::clock;
 use rstest::rstest;
 
@@ -25,7 +25,10 @@ const LIMIT: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, Copy)]
 enum Kind {
     Embedded,
+    /// Groups shared out by a member.
     Kafka,
+    /// Groups shared out by the brokers.
+    Kafka4,
 }
 
 struct Subject {
@@ -41,6 +44,7 @@ impl Subject {
                 Self { broker: open_embedded(folder.path()), _folder: Some(folder) }
             }
             Kind::Kafka => Self { broker: open_kafka(Kafka::shared()), _folder: None },
+            Kind::Kafka4 => Self { broker: open_kafka_with(Kafka::shared(), GroupProtocol::Consumer), _folder: None },
         }
     }
 
@@ -109,12 +113,17 @@ pub fn open_embedded(folder: &Path) -> Arc<dyn Broker> {
 }
 
 pub fn open_kafka(kafka: &Kafka) -> Arc<dyn Broker> {
+    open_kafka_with(kafka, GroupProtocol::Classic)
+}
+
+fn open_kafka_with(kafka: &Kafka, group_protocol: GroupProtocol) -> Arc<dyn Broker> {
     let plan = BrokerPlan::Kafka {
         brokers: kafka.address(),
         schema_registry: None,
         properties: BTreeMap::new(),
         partitions: 1,
         replication: 1,
+        group_protocol,
     };
     broker::open(&plan, "test").unwrap()
 }
@@ -325,6 +334,7 @@ fn an_older_producer_of_an_id_is_fenced(#[case] kind: Kind) {
 #[rstest]
 #[case::embedded(Kind::Embedded)]
 #[case::kafka(Kind::Kafka)]
+#[case::kafka_4(Kind::Kafka4)]
 fn a_group_goes_on_where_it_committed(#[case] kind: Kind) {
     let subject = Subject::new(kind);
     let (topic, output, group) = (subject.topic(1), subject.topic(1), unique("g"));
@@ -393,6 +403,7 @@ fn notes_stand_beside_the_offsets_that_they_were_committed_with(#[case] kind: Ki
 #[rstest]
 #[case::embedded(Kind::Embedded)]
 #[case::kafka(Kind::Kafka)]
+#[case::kafka_4(Kind::Kafka4)]
 fn offsets_of_an_aborted_transaction_are_not_committed(#[case] kind: Kind) {
     let subject = Subject::new(kind);
     let (topic, output, group) = (subject.topic(1), subject.topic(1), unique("g"));
@@ -411,6 +422,7 @@ fn offsets_of_an_aborted_transaction_are_not_committed(#[case] kind: Kind) {
 #[rstest]
 #[case::embedded(Kind::Embedded)]
 #[case::kafka(Kind::Kafka)]
+#[case::kafka_4(Kind::Kafka4)]
 fn a_start_policy_overrules_the_committed_offset(#[case] kind: Kind) {
     let subject = Subject::new(kind);
     let (topic, group) = (subject.topic(2), unique("g"));
@@ -452,6 +464,7 @@ fn a_checkpoint_that_the_log_does_not_reach_is_an_error(#[case] kind: Kind) {
 #[rstest]
 #[case::embedded(Kind::Embedded)]
 #[case::kafka(Kind::Kafka)]
+#[case::kafka_4(Kind::Kafka4)]
 fn a_committed_offset_that_the_log_does_not_reach_goes_on_at_the_earliest_record(#[case] kind: Kind) {
     let subject = Subject::new(kind);
     let (topic, group) = (subject.topic(1), unique("g"));
@@ -467,8 +480,9 @@ fn a_committed_offset_that_the_log_does_not_reach_goes_on_at_the_earliest_record
 #[rstest]
 #[case::embedded(Kind::Embedded)]
 #[case::kafka(Kind::Kafka)]
+#[case::kafka_4(Kind::Kafka4)]
 fn partitions_move_when_members_come_and_go(#[case] kind: Kind) {
-    let subject = Subject::new(kind);
+    let (subject, kept) = (Subject::new(kind), matches!(kind, Kind::Kafka4));
     let (topic, output, group) = (subject.topic(4), subject.topic(1), unique("g"));
     let all = |numbers: &[i32]| numbers.iter().map(|n| TopicPartition::new(topic.clone(), *n)).collect::<BTreeSet<_>>();
     let mut first = subject.consumer(&group, &topic);
@@ -504,11 +518,68 @@ fn partitions_move_when_members_come_and_go(#[case] kind: Kind) {
     producer.commit(&at(&topic, 0, 1), Some(&first.token().unwrap())).unwrap();
     expect_values(&subject, &output, [2]);
 
+    let before = first.token().unwrap();
     drop(second);
     until("the first has all again", LIMIT, || {
         apply(first.poll(1, Duration::from_millis(50)).unwrap(), &mut of_first);
         of_first.len() == 4
     });
+    producer.begin().unwrap();
+    send(&mut *producer, &output, 0, 3);
+    let error = producer.commit(&at(&topic, 0, 1), Some(&before)).unwrap_err();
+    // Only where the brokers share them out has it kept its partitions meanwhile, so that it may commit again.
+    assert_eq!((error.is_aborted(), error.is_fenced()), (kept, !kept), "{error}");
+    producer.begin().unwrap();
+    send(&mut *producer, &output, 0, 4);
+    producer.commit(&at(&topic, 0, 1), Some(&first.token().unwrap())).unwrap();
+    expect_values(&subject, &output, [2, 4]);
+}
+
+#[rstest]
+#[case::embedded(Kind::Embedded)]
+#[case::kafka(Kind::Kafka)]
+#[case::kafka_4(Kind::Kafka4)]
+fn a_partition_number_is_of_one_member_in_all_topics(#[case] kind: Kind) {
+    let subject = Subject::new(kind);
+    let (topics, group) = ([subject.topic(4), subject.topic(4)], unique("g"));
+    let join = || {
+        let settings = settings(&group, &topics[0], |_| StartAt::Committed);
+        subject.broker.consumer(ConsumerSettings { topics: topics.to_vec(), ..settings }).unwrap()
+    };
+    let mut members: Vec<(Box<dyn Consumer>, BTreeSet<(i32, Arc<str>)>)> = Vec::new();
+    for wanted in [1, 2, 3, 2, 1] {
+        members.truncate(wanted);
+        while members.len() < wanted {
+            members.push((join(), BTreeSet::new()));
+        }
+        until("all is shared out", LIMIT, || {
+            for (consumer, owned) in &mut members {
+                let poll = consumer.poll(1, Duration::from_millis(20)).unwrap();
+                for at in &poll.revoked {
+                    assert!(owned.remove(&(at.partition, at.topic.clone())), "{at} was not owned");
+                }
+                owned.extend(poll.assigned.into_iter().map(|at| (at.partition, at.topic)));
+                let of =
+                    |topic: &Arc<str>| owned.iter().filter(|(_, t)| t == topic).map(|(n, _)| *n).collect::<Vec<_>>();
+                assert_eq!(of(&topics[0]), of(&topics[1]));
+            }
+            let numbers: BTreeSet<_> = members.iter().flat_map(|(_, owned)| owned).map(|(number, _)| *number).collect();
+            let fair = members.iter().all(|(_, owned)| owned.len() / 2 >= 4 / wanted);
+            fair && numbers.len() == 4 && members.iter().map(|(_, owned)| owned.len()).sum::<usize>() == 8
+        });
+    }
+}
+
+#[test]
+fn brokers_that_do_not_share_partitions_out_are_no_obstacle() {
+    let kafka = Kafka::start_with("group.coordinator.rebalance.protocols=classic\n");
+    let subject = Subject { broker: open_kafka_with(&kafka, GroupProtocol::Consumer), _folder: None };
+    let (topic, group) = (subject.topic(1), unique("g"));
+    subject.write(&topic, 0, 0..3);
+    for _ in 0..2 {
+        let mut consumer = subject.consumer(&group, &topic);
+        assert_eq!(take(&mut *consumer, 3), [0, 1, 2]);
+    }
 }
 
 /// Ends copying threads, also where the test fails.
@@ -529,15 +600,18 @@ fn copy(broker: &dyn Broker, input: &Arc<str>, output: &str, group: &str, id: &s
         if poll.is_empty() {
             continue;
         }
-        producer.begin().unwrap();
-        let mut offsets = Offsets::new();
-        for records in &poll.records {
-            numbers(records).into_iter().for_each(|value| send(&mut *producer, output, 0, value));
-            offsets.insert(records.partition.clone(), records.next().unwrap());
-        }
-        match producer.commit(&offsets, Some(&consumer.token().unwrap())) {
-            Ok(()) => {}
-            Err(error) => assert!(error.is_fenced(), "{error}"),
+        loop {
+            producer.begin().unwrap();
+            let mut offsets = Offsets::new();
+            for records in &poll.records {
+                numbers(records).into_iter().for_each(|value| send(&mut *producer, output, 0, value));
+                offsets.insert(records.partition.clone(), records.next().unwrap());
+            }
+            match producer.commit(&offsets, Some(&consumer.token().unwrap())) {
+                Err(error) if error.is_aborted() => {}
+                Err(error) => break assert!(error.is_fenced(), "{error}"),
+                Ok(()) => break,
+            }
         }
     }
 }
@@ -545,6 +619,7 @@ fn copy(broker: &dyn Broker, input: &Arc<str>, output: &str, group: &str, id: &s
 #[rstest]
 #[case::embedded(Kind::Embedded)]
 #[case::kafka(Kind::Kafka)]
+#[case::kafka_4(Kind::Kafka4)]
 fn nothing_is_lost_or_doubled_while_members_come_and_go(#[case] kind: Kind) {
     let subject = Subject::new(kind);
     let (input, output, group) = (subject.topic(4), subject.topic(1), unique("g"));
@@ -570,6 +645,7 @@ fn nothing_is_lost_or_doubled_while_members_come_and_go(#[case] kind: Kind) {
 #[rstest]
 #[case::embedded(Kind::Embedded)]
 #[case::kafka(Kind::Kafka)]
+#[case::kafka_4(Kind::Kafka4)]
 fn a_paused_partition_brings_nothing(#[case] kind: Kind) {
     let subject = Subject::new(kind);
     let topic = subject.topic(2);

@@ -9,6 +9,7 @@ use driftline::broker::kafka::KafkaBroker;
 use driftline::broker::{
     Broker, Header, NextOffset, Offsets, OutRecord, Producer, Records, SchemaRegistry, TopicPartition, TopicSettings,
 };
+use driftline::config::plan::GroupProtocol;
 use driftline::runtime::shutdown::Stop;
 use driftline::source::DeadLetter;
 use driftline::source::avro::{AvroEncoder, AvroSchema};
@@ -448,7 +449,7 @@ fn on_kafka(count: i64) -> (Shop, KafkaBroker) {
     let mut shop = Shop::new();
     let kafka = Kafka::shared();
     shop.world.set("KAFKA_BROKERS", &kafka.address());
-    let broker = KafkaBroker::open(&kafka.address(), &BTreeMap::new(), 1, "test").unwrap();
+    let broker = KafkaBroker::open(&kafka.address(), &BTreeMap::new(), 1, GroupProtocol::default(), "test").unwrap();
     shop.create_inputs(&broker);
     let letters = shop.topic("dead-letters");
     broker.create_topic(&letters, &TopicSettings { partitions: 1, compacted: false, retention_ms: None }).unwrap();

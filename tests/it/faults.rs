@@ -12,6 +12,7 @@ use arrow::ipc::reader::FileReader;
 use chrono::DateTime;
 use driftline::window::row_columns;
 use rand::{Rng as _, SeedableRng as _};
+use rstest::rstest;
 use serde_json::Value;
 
 use crate::process::{World, root};
@@ -74,6 +75,17 @@ impl<'a> Shop<'a> {
         let shop = Self { kafka, world, name, definition, ends: [0; PARTITIONS as usize], due: Vec::new() };
         shop.define(|_| {});
         shop
+    }
+
+    /// Says how its groups share partitions out.
+    fn share_out_by(&mut self, group_protocol: &str) {
+        let broker = self.definition["broker"].as_table_mut().unwrap();
+        if group_protocol == "consumer" {
+            // When a member is missed is the brokers' to say.
+            broker.remove("properties");
+        }
+        broker.insert("group_protocol".into(), group_protocol.into());
+        self.define(|_| {});
     }
 
     /// Writes the definition with some changes.
@@ -267,10 +279,13 @@ fn an_interrupted_run_commits_its_open_batch_and_the_next_one_does_nothing_twice
     shop.expect_all();
 }
 
-#[test]
-fn killed_at_any_moment_no_prediction_or_row_is_missing_or_doubled() {
+#[rstest]
+#[case::classic("classic")]
+#[case::kafka_4("consumer")]
+fn killed_at_any_moment_no_prediction_or_row_is_missing_or_doubled(#[case] group_protocol: &str) {
     let kafka = Kafka::shared();
     let mut shop = Shop::open(kafka, Redis::shared());
+    shop.share_out_by(group_protocol);
     let mut follower = kafka.follow(&shop.topic("predictions"));
     let mut moments = rand_chacha::ChaCha8Rng::seed_from_u64(3);
     let mut sent = 0;
@@ -387,10 +402,13 @@ fn without_a_redis_it_says_so_and_exits() {
     assert_says(&said, &[&format!("online store redis {} does not answer", redis.address()), "check [online] redis"]);
 }
 
-#[test]
-fn a_broker_that_goes_and_comes_holds_the_stream_and_doubles_nothing() {
+#[rstest]
+#[case::classic("classic")]
+#[case::kafka_4("consumer")]
+fn a_broker_that_goes_and_comes_holds_the_stream_and_doubles_nothing(#[case] group_protocol: &str) {
     let (kafka, redis) = (Kafka::start(), Redis::shared());
     let mut shop = Shop::open(&kafka, redis);
+    shop.share_out_by(group_protocol);
     shop.send(0..2000);
     let mut follower = kafka.follow(&shop.topic("predictions"));
     kafka.kill();

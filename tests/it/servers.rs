@@ -197,6 +197,11 @@ impl Kafka {
 
     /// A broker of one's own.
     pub fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// A broker of one's own, with more lines of settings.
+    pub fn start_with(more: &str) -> Self {
         let (port, controller) = (free_port(), free_port());
         let folder = data_folder();
         let properties = format!(
@@ -214,10 +219,14 @@ impl Kafka {
              transaction.state.log.min.isr=1\n\
              group.initial.rebalance.delay.ms=0\n\
              group.min.session.timeout.ms=1000\n\
+             group.consumer.min.heartbeat.interval.ms=100\n\
+             group.consumer.heartbeat.interval.ms=200\n\
+             group.consumer.min.session.timeout.ms=1000\n\
+             group.consumer.session.timeout.ms=6000\n\
              log.cleaner.dedupe.buffer.size=2097152\n\
              log.cleaner.backoff.ms=200\n\
              log.initial.task.delay.ms=100\n\
-             auto.create.topics.enable=false\n",
+             auto.create.topics.enable=false\n{more}",
             folder.path().join("log").display()
         );
         fs::write(folder.path().join("server.properties"), properties).expect("the test folder is writable");

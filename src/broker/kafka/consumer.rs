@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rdkafka::bindings as native;
@@ -11,75 +12,138 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::context::Context;
 use super::event::{EventQueue, Fault, Message, Said, TopicId};
+use super::incremental::Membership;
 use super::{BRIEF, GLANCE, Link, PATIENCE, is_out_of_group, is_passing, is_refusal, patiently};
 use crate::broker::{
     BrokerError, Consumer, ConsumerSettings, GroupToken, MAX_POLL_BYTES, NextOffset, Notes, Offsets, Poll, Records,
     StartAt, StartPolicy, TopicPartition,
 };
+use crate::config::plan::GroupProtocol;
 use crate::runtime::clock;
 
 pub(super) struct KafkaConsumer {
     /// Before `client`, which must outlive it.
-    queue: EventQueue,
-    client: BaseConsumer<Context>,
-    link: Arc<Link>,
-    group: String,
+    pub(super) queue: EventQueue,
+    /// Shared with the tokens that it has given.
+    pub(super) client: Arc<BaseConsumer<Context>>,
+    pub(super) link: Arc<Link>,
+    pub(super) group: String,
+    client_id: String,
+    topics: Vec<Arc<str>>,
     static_member: Option<String>,
-    start: StartPolicy,
-    owned: Vec<Owned>,
+    pub(super) start: StartPolicy,
+    pub(super) protocol: GroupProtocol,
+    pub(super) owned: Vec<Owned>,
     /// What the group gave but was not taken up yet, because the committed offsets could not be asked for.
-    given: Option<Vec<(TopicPartition, StartAt)>>,
+    pub(super) given: Option<Vec<(TopicPartition, StartAt)>>,
+    /// Partitions that the group has left to this member, of a number of which it has taken others: nobody reads them
+    /// until it has given these back, too. Only where the brokers share partitions out.
+    pub(super) stranded: Vec<TopicPartition>,
+    /// Where partitions go on whatever the group has committed, because that is not in the log any more.
+    pub(super) instead: Offsets,
+    pub(super) membership: Arc<Membership>,
     /// An error that came behind records; the next poll reports it.
-    postponed: Option<BrokerError>,
+    pub(super) postponed: Option<BrokerError>,
     notes: Notes,
 }
 
 /// An assigned partition.
-struct Owned {
-    partition: TopicPartition,
-    start: StartAt,
+pub(super) struct Owned {
+    pub(super) partition: TopicPartition,
+    pub(super) start: StartAt,
     /// After the newest record handed out, or where it starts; `None` is the earliest record.
-    next: Option<i64>,
+    pub(super) next: Option<i64>,
     /// The partition's end when the fetcher last reached it.
-    end: Option<i64>,
+    pub(super) end: Option<i64>,
     /// Something was fetched since the partition was assigned, so that what librdkafka remembers is news.
-    fetched: bool,
+    pub(super) fetched: bool,
     paused: bool,
 }
 
+/// What becomes of a failure that the client reports on its own.
+enum Verdict {
+    /// Nothing: it passes.
+    Passes,
+    /// The membership is over; another begins.
+    JoinAnew(GroupProtocol),
+}
+
 /// Records of one poll as they gather: parallel to the owned partitions.
-struct Gathered {
-    records: Vec<Option<Records>>,
+pub(super) struct Gathered {
+    pub(super) records: Vec<Option<Records>>,
     count: usize,
     bytes: usize,
     /// Where the previous record went: they come in long runs of one partition.
     last: Option<(TopicId, i32, usize)>,
 }
 
+impl Gathered {
+    /// All records but those of some partitions.
+    pub(super) fn except(self, lost: &[TopicPartition]) -> Vec<Records> {
+        self.records.into_iter().flatten().filter(|records| !lost.contains(&records.partition)).collect()
+    }
+}
+
+/// Opens a client that joins a group by a protocol, and the queue that it speaks through.
+fn subscribed(
+    link: &Link,
+    protocol: GroupProtocol,
+    group: &str,
+    topics: &[Arc<str>],
+    client_id: &str,
+    static_member: Option<&str>,
+) -> Result<(EventQueue, Arc<BaseConsumer<Context>>), BrokerError> {
+    let mut config = link.reading(group, protocol);
+    config.set("client.id", client_id);
+    if let Some(name) = static_member {
+        config.set("group.instance.id", name);
+    }
+    let client: BaseConsumer<Context> = link.client(&config)?;
+    let topics: Vec<&str> = topics.iter().map(AsRef::as_ref).collect();
+    client.subscribe(&topics).map_err(|error| link.error("subscribing", &error, client.context()))?;
+    // SAFETY: the caller keeps both, and drops the queue first.
+    let queue = unsafe { EventQueue::of_consumer(client.client().native_ptr()) };
+    Ok((queue, Arc::new(client)))
+}
+
 impl KafkaConsumer {
     pub(super) fn join(link: Arc<Link>, settings: ConsumerSettings) -> Result<Self, BrokerError> {
-        let mut config = link.reading(&settings.group);
-        config.set("client.id", &settings.client_id);
-        if let Some(name) = &settings.static_member {
-            config.set("group.instance.id", name);
-        }
-        let client: BaseConsumer<Context> = link.client(&config)?;
-        let topics: Vec<&str> = settings.topics.iter().map(AsRef::as_ref).collect();
-        client.subscribe(&topics).map_err(|error| link.error("subscribing", &error, client.context()))?;
-        // SAFETY: the client lives in the same structure, after the queue.
-        let queue = unsafe { EventQueue::of_consumer(client.client().native_ptr()) };
+        let ConsumerSettings { group, topics, client_id, start, static_member } = settings;
+        // In a classic group a static member of the same name takes the older one's place; the brokers' own protocol
+        // turns the newer one away until the older one's session has ended.
+        let protocol = if static_member.is_some() { GroupProtocol::Classic } else { link.protocol() };
+        let (queue, client) = subscribed(&link, protocol, &group, &topics, &client_id, static_member.as_deref())?;
         Ok(Self {
             queue,
             client,
             link,
-            group: settings.group,
-            static_member: settings.static_member,
-            start: settings.start,
+            group,
+            client_id,
+            topics,
+            static_member,
+            start,
+            protocol,
             owned: Vec::new(),
             given: None,
+            stranded: Vec::new(),
+            instead: Offsets::new(),
+            membership: Arc::default(),
             postponed: None,
             notes: Notes::new(),
         })
+    }
+
+    /// Leaves the group and joins it anew. All partitions are lost.
+    pub(super) fn rejoin(&mut self, protocol: GroupProtocol) -> Result<Vec<TopicPartition>, BrokerError> {
+        let (link, group, name) = (&self.link, &self.group, self.static_member.as_deref());
+        let (queue, client) = subscribed(link, protocol, group, &self.topics, &self.client_id, name)?;
+        // The queue goes before its client.
+        self.queue = queue;
+        self.client = client;
+        self.protocol = protocol;
+        self.membership.losses.fetch_add(1, Ordering::Relaxed);
+        (self.given, self.stranded) = (None, Vec::new());
+        Ok(self.owned.drain(..).map(|o| o.partition).collect())
     }
 
     fn find(&self, partition: &TopicPartition) -> Option<&Owned> {
@@ -115,7 +179,7 @@ impl KafkaConsumer {
     }
 
     /// Takes up what the group gave: asks for committed offsets where the start policy wants them.
-    fn take_up(&mut self) -> Result<Vec<TopicPartition>, BrokerError> {
+    pub(super) fn take_up(&mut self) -> Result<Vec<TopicPartition>, BrokerError> {
         let Some(given) = &self.given else { return Ok(Vec::new()) };
         let mut ask = TopicPartitionList::new();
         for (partition, _) in given.iter().filter(|(_, start)| *start == StartAt::Committed) {
@@ -132,7 +196,7 @@ impl KafkaConsumer {
                 start: *start,
                 next: match start {
                     StartAt::Offset(next) => Some(next.0),
-                    StartAt::Committed => committed.get(partition).map(|next| next.0),
+                    StartAt::Committed => self.instead.get(partition).or(committed.get(partition)).map(|next| next.0),
                     StartAt::Earliest => None,
                 },
                 end: None,
@@ -140,10 +204,17 @@ impl KafkaConsumer {
                 paused: false,
             })
             .collect();
-        self.owned = owned;
-        self.assign()?;
+        let assigned = owned.iter().map(|o| o.partition.clone()).collect();
+        match self.protocol {
+            GroupProtocol::Classic => {
+                self.owned = owned;
+                self.assign()?;
+            }
+            GroupProtocol::Consumer => self.assign_more(owned)?,
+        }
         self.given = None;
-        Ok(self.owned.iter().map(|o| o.partition.clone()).collect())
+        self.instead.clear();
+        Ok(assigned)
     }
 
     /// Makes librdkafka fetch what is owned, from where each partition stands.
@@ -170,6 +241,7 @@ impl KafkaConsumer {
     fn give_back(&mut self) -> Result<Vec<TopicPartition>, BrokerError> {
         let context = self.client.context();
         self.client.unassign().map_err(|error| self.link.error("giving back partitions", &error, context))?;
+        self.membership.losses.fetch_add(1, Ordering::Relaxed);
         // What was given but never taken up, the caller never heard of.
         self.given = None;
         Ok(self.owned.drain(..).map(|o| o.partition).collect())
@@ -184,11 +256,18 @@ impl KafkaConsumer {
     }
 
     /// Decides about a failure that the client reports on its own: most pass by themselves.
-    fn judge(&mut self, fault: &Fault) -> Result<(), BrokerError> {
+    fn judge(&mut self, fault: &Fault) -> Result<Verdict, BrokerError> {
+        match fault.code {
+            Code::AutoOffsetReset | Code::OffsetOutOfRange => self.out_of_range(fault),
+            _ if fault.fatal && self.is_not_shared_by_brokers() => Ok(Verdict::JoinAnew(GroupProtocol::Classic)),
+            _ => self.failure(fault).map(|()| Verdict::Passes),
+        }
+    }
+
+    fn failure(&mut self, fault: &Fault) -> Result<(), BrokerError> {
         let context = self.client.context();
         context.fail(fault.code, &fault.reason);
         match fault.code {
-            Code::AutoOffsetReset | Code::OffsetOutOfRange => self.out_of_range(fault),
             Code::FencedInstanceId => Err(self.fenced()),
             Code::Fatal => match self.client.client().fatal_error() {
                 Some((Code::FencedInstanceId, _)) => Err(self.fenced()),
@@ -223,10 +302,11 @@ impl KafkaConsumer {
     }
 
     /// A position that the log no longer has: an error where a task's state depends on it, else the earliest record.
-    fn out_of_range(&mut self, fault: &Fault) -> Result<(), BrokerError> {
-        let Some((topic, number, _)) = &fault.partition else { return Ok(()) };
-        let Some(index) = self.index_of(topic, *number) else { return Ok(()) };
+    fn out_of_range(&mut self, fault: &Fault) -> Result<Verdict, BrokerError> {
+        let Some((topic, number, _)) = &fault.partition else { return Ok(Verdict::Passes) };
+        let Some(index) = self.index_of(topic, *number) else { return Ok(Verdict::Passes) };
         let context = self.client.context();
+        context.fail(fault.code, &fault.reason);
         let (earliest, end) = self
             .client
             .fetch_watermarks(topic, *number, PATIENCE)
@@ -241,7 +321,14 @@ impl KafkaConsumer {
             "the committed offset is not in the log any more: going on at the earliest record"
         );
         owned.next = Some(earliest);
-        self.assign()
+        match self.protocol {
+            GroupProtocol::Classic => self.assign().map(|()| Verdict::Passes),
+            // What has failed can only be assigned anew, and that is the group's to do.
+            GroupProtocol::Consumer => {
+                self.instead.insert(owned.partition.clone(), NextOffset(earliest));
+                Ok(Verdict::JoinAnew(self.protocol))
+            }
+        }
     }
 
     /// Position as librdkafka counts it: past transaction markers.
@@ -273,7 +360,34 @@ impl KafkaConsumer {
         (Code::from(code) == Code::NoError && high >= 0).then_some(high)
     }
 
-    fn list(partitions: &[TopicPartition]) -> TopicPartitionList {
+    /// Asks for a commit and waits for the answer.
+    fn commit_once(&self, offsets: &Offsets) -> Code {
+        let client = self.client.client().native_ptr();
+        // A queue for this answer alone: the answer to a commit that was given up on must not be taken for a later one's.
+        // SAFETY: the client outlives this call.
+        let answers = unsafe { EventQueue::for_answers(client) };
+        let list = to_list(offsets, &self.notes);
+        // SAFETY: client, list and queue are live; without a callback the answer becomes an event.
+        let code = Code::from(unsafe {
+            native::rd_kafka_commit_queue(client, list.ptr(), answers.as_ptr(), None, std::ptr::null_mut())
+        });
+        match code {
+            Code::NoError => {
+                let brief = answers.next(BRIEF);
+                let answer = match brief {
+                    None if super::answers(self.client.client()) => answers.next(PATIENCE - BRIEF),
+                    brief => brief,
+                };
+                match answer.as_ref().map(|event| event.said()) {
+                    Some(Said::Committed(code)) => code,
+                    _ => Code::OperationTimedOut,
+                }
+            }
+            code => code,
+        }
+    }
+
+    pub(super) fn list(partitions: &[TopicPartition]) -> TopicPartitionList {
         let mut list = TopicPartitionList::with_capacity(partitions.len());
         for partition in partitions {
             list.add_partition(&partition.topic, partition.partition);
@@ -293,6 +407,9 @@ impl Consumer for KafkaConsumer {
         if let Some(error) = self.postponed.take() {
             return Err(error);
         }
+        if self.membership.over.swap(false, Ordering::Relaxed) {
+            return Ok(Poll { revoked: self.rejoin(self.protocol)?, ..Poll::default() });
+        }
         let assigned = self.take_up()?;
         if !assigned.is_empty() {
             return Ok(Poll { assigned, ..Poll::default() });
@@ -300,6 +417,7 @@ impl Consumer for KafkaConsumer {
         let deadline = clock::monotonic() + timeout;
         let mut gathered =
             Gathered { records: self.owned.iter().map(|_| None).collect(), count: 0, bytes: 0, last: None };
+        let mut anew = None;
         while gathered.count < max && gathered.bytes < MAX_POLL_BYTES {
             let wait = match gathered.count {
                 0 => deadline.saturating_duration_since(clock::monotonic()),
@@ -316,29 +434,42 @@ impl Consumer for KafkaConsumer {
                 }
                 Said::Assign(given) => {
                     let start = &mut self.start;
-                    let given = given.into_iter().map(|(topic, partition)| {
-                        let partition = TopicPartition::new(topic, partition);
-                        let at = start(&partition);
-                        (partition, at)
-                    });
-                    self.given = Some(given.collect());
+                    let given = given.into_iter().map(|(topic, partition)| TopicPartition::new(topic, partition));
+                    let given: Vec<_> = given.collect();
                     self.client.context().is_up();
+                    if self.protocol == GroupProtocol::Consumer {
+                        let revoked = self.receive(given);
+                        return self.after_more(gathered, revoked);
+                    }
+                    let given = given.into_iter().map(|partition| (start(&partition), partition));
+                    self.given = Some(given.map(|(at, partition)| (partition, at)).collect());
                     return Ok(Poll { assigned: self.take_up()?, ..Poll::default() });
                 }
-                // The eager protocol takes all back, so nothing gathered here may be handed out any more.
-                Said::Revoke => return Ok(Poll { revoked: self.give_back()?, ..Poll::default() }),
-                Said::Error(fault) => {
-                    if let Err(error) = self.judge(&fault) {
-                        if gathered.count == 0 {
-                            return Err(error);
-                        }
+                Said::Revoke(lost) if self.protocol == GroupProtocol::Consumer => {
+                    let revoked = self.give_back_some(lost)?;
+                    return Ok(Poll { records: gathered.except(&revoked), revoked, ..Poll::default() });
+                }
+                // A classic group takes all back, so nothing gathered here may be handed out any more.
+                Said::Revoke(_) => return Ok(Poll { revoked: self.give_back()?, ..Poll::default() }),
+                Said::Error(fault) => match self.judge(&fault) {
+                    Ok(Verdict::Passes) => {}
+                    Ok(Verdict::JoinAnew(protocol)) => {
+                        anew = Some(protocol);
+                        break;
+                    }
+                    Err(error) if gathered.count == 0 => return Err(error),
+                    Err(error) => {
                         self.postponed = Some(error);
                         break;
                     }
-                }
+                },
                 Said::Log(level, facility, text) => self.client.context().line(level, &facility, &text),
                 Said::Committed(_) | Said::Other => {}
             }
+        }
+        // No event of the old client is left here, which it would wait for.
+        if let Some(protocol) = anew {
+            return Ok(Poll { revoked: self.rejoin(protocol)?, ..Poll::default() });
         }
         let context = self.client.context();
         if gathered.count > 0 {
@@ -357,29 +488,14 @@ impl Consumer for KafkaConsumer {
     }
 
     fn commit(&mut self, offsets: &Offsets) -> Result<(), BrokerError> {
-        let client = self.client.client().native_ptr();
-        // A queue for this answer alone: the answer to a commit that was given up on must not be taken for a later one's.
-        // SAFETY: the client outlives this call.
-        let answers = unsafe { EventQueue::for_answers(client) };
-        let list = to_list(offsets, &self.notes);
-        // SAFETY: client, list and queue are live; without a callback the answer becomes an event.
-        let code = Code::from(unsafe {
-            native::rd_kafka_commit_queue(client, list.ptr(), answers.as_ptr(), None, std::ptr::null_mut())
-        });
-        let code = match code {
-            Code::NoError => {
-                let brief = answers.next(BRIEF);
-                let answer = match brief {
-                    None if super::answers(self.client.client()) => answers.next(PATIENCE - BRIEF),
-                    brief => brief,
-                };
-                match answer.as_ref().map(|event| event.said()) {
-                    Some(Said::Committed(code)) => code,
-                    _ => Code::OperationTimedOut,
-                }
+        let mut code;
+        loop {
+            let renewal = (self.protocol == GroupProtocol::Consumer).then(|| self.renewal());
+            code = self.commit_once(offsets);
+            if !(is_out_of_group(code) && renewal.is_some_and(|renewal| renewal.has_come())) {
+                break;
             }
-            code => code,
-        };
+        }
         match code {
             Code::NoError | Code::NoOffset => Ok(()),
             code if is_out_of_group(code) => Err(self.fenced()),
@@ -389,7 +505,11 @@ impl Consumer for KafkaConsumer {
 
     fn token(&self) -> Result<GroupToken, BrokerError> {
         let metadata = self.client.group_metadata().expect("a consumer with a group has group metadata");
-        Ok(GroupToken::Kafka(Arc::new(metadata)))
+        let renewal = match self.protocol {
+            GroupProtocol::Classic => None,
+            GroupProtocol::Consumer => Some(self.renewal()),
+        };
+        Ok(GroupToken::Kafka { metadata: Arc::new(metadata), renewal })
     }
 
     fn end(&self, partition: &TopicPartition) -> Option<NextOffset> {
@@ -412,7 +532,10 @@ impl Consumer for KafkaConsumer {
                 (owned.next, owned.start) = (Some(next.0), StartAt::Offset(*next));
             }
         }
-        self.assign()
+        match self.protocol {
+            GroupProtocol::Classic => self.assign(),
+            GroupProtocol::Consumer => self.move_to(offsets),
+        }
     }
 
     fn pause(&mut self, partitions: &[TopicPartition]) -> Result<(), BrokerError> {

@@ -72,8 +72,8 @@ pub(super) enum Said<'e> {
     End(String, i32, i64),
     /// The group gives these partitions: topic, partition.
     Assign(Vec<(String, i32)>),
-    /// The group takes its partitions back.
-    Revoke,
+    /// The group takes these partitions back: in a classic group all there are.
+    Revoke(Vec<(String, i32)>),
     /// Something failed.
     Error(Fault),
     /// A commit is answered, with success or the reason.
@@ -125,7 +125,7 @@ impl Event {
                 }
                 native::RD_KAFKA_EVENT_REBALANCE => match RDKafkaErrorCode::from(native::rd_kafka_event_error(event)) {
                     RDKafkaErrorCode::AssignPartitions => Said::Assign(partitions_of(event)),
-                    _ => Said::Revoke,
+                    _ => Said::Revoke(partitions_of(event)),
                 },
                 native::RD_KAFKA_EVENT_OFFSET_COMMIT => {
                     Said::Committed(RDKafkaErrorCode::from(native::rd_kafka_event_error(event)))

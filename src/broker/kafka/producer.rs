@@ -14,6 +14,7 @@ use rustc_hash::FxHashSet;
 
 use super::consumer::to_list;
 use super::context::Context;
+use super::incremental::Renewal;
 use super::{BRIEF, Link, PATIENCE, answers, is_out_of_group};
 use crate::broker::{BrokerError, GroupToken, Header, Notes, Offsets, OutRecord, Producer};
 use crate::runtime::{clock, failpoint};
@@ -149,7 +150,12 @@ impl KafkaProducer {
     ///
     /// librdkafka does not keep to the time it is given here: while the coordinator is away, the call may wait for ever
     /// (<https://github.com/confluentinc/librdkafka/issues/5456>). So it waits on a thread of its own.
-    fn send_offsets(&mut self, offsets: &Offsets, member: &Arc<ConsumerGroupMetadata>) -> Result<(), BrokerError> {
+    fn send_offsets(
+        &mut self,
+        offsets: &Offsets,
+        member: &Arc<ConsumerGroupMetadata>,
+        renewal: Option<&Renewal>,
+    ) -> Result<(), BrokerError> {
         const DURING: &str = "adding offsets to a transaction";
         if self.offsets_sent.is_none() {
             let (answer, answered) = mpsc::sync_channel(1);
@@ -173,6 +179,12 @@ impl KafkaProducer {
         }
         match self.offsets_answer(PATIENCE) {
             Some(Ok(())) => Ok(()),
+            Some(Err(KafkaError::Transaction(cause)))
+                if is_out_of_group(cause.code()) && renewal.is_some_and(Renewal::has_come) =>
+            {
+                let aborted = self.aborted("the group has gone over to a newer epoch".to_owned());
+                Err(self.roll_back(aborted))
+            }
             Some(Err(error)) => Err(self.step_failed(DURING, &error)),
             None => {
                 Err(self.link.fault(DURING, Code::OperationTimedOut, "the coordinator does not answer", self.context()))
@@ -379,11 +391,11 @@ impl Producer for KafkaProducer {
         if self.phase == Phase::None {
             return Ok(());
         }
-        if let Some(GroupToken::Kafka(metadata)) = token
+        if let Some(GroupToken::Kafka { metadata, renewal }) = token
             && !offsets.is_empty()
             && self.phase == Phase::Open
         {
-            self.send_offsets(offsets, metadata)?;
+            self.send_offsets(offsets, metadata, renewal.as_ref())?;
             self.phase = Phase::OffsetsSent;
         }
         let deadline = clock::monotonic() + PATIENCE;

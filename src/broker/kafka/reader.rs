@@ -11,6 +11,7 @@ use super::context::Context;
 use super::event::{EventQueue, Said};
 use super::{GLANCE, Link, PATIENCE};
 use crate::broker::{BrokerError, MAX_POLL_BYTES, NextOffset, Records, TopicPartition};
+use crate::config::plan::GroupProtocol;
 use crate::runtime::clock;
 
 /// Readers that a broker keeps open.
@@ -29,7 +30,7 @@ pub(super) struct Reader {
 impl Reader {
     pub(super) fn open(link: Arc<Link>, partition: TopicPartition) -> Result<Self, BrokerError> {
         // librdkafka wants a group's name to be assigned partitions. It is never joined, asked or committed to.
-        let mut config = link.reading("driftline.reader");
+        let mut config = link.reading("driftline.reader", GroupProtocol::Classic);
         config.set("queued.max.messages.kbytes", "4096");
         let client: BaseConsumer<Context> = link.client(&config)?;
         // SAFETY: the client lives in the same structure, after the queue.
@@ -100,7 +101,7 @@ impl Reader {
                     }
                 }
                 Said::Log(level, facility, text) => self.client.context().line(level, &facility, &text),
-                Said::End(..) | Said::Assign(_) | Said::Revoke | Said::Committed(_) | Said::Other => {}
+                Said::End(..) | Said::Assign(_) | Said::Revoke(_) | Said::Committed(_) | Said::Other => {}
             }
         }
         let context = self.client.context();

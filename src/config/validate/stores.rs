@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use super::{Folders, some_duration, unit};
-use crate::broker::kafka::PROTECTED;
+use crate::broker::kafka::{OF_CLASSIC_GROUPS, PROTECTED};
 use crate::config::defaults;
 use crate::config::document::{Collector, Site};
-use crate::config::plan::{BrokerPlan, OfflinePlan, OnlinePlan, RegistryPlan, StatePlan};
+use crate::config::plan::{BrokerPlan, GroupProtocol, OfflinePlan, OnlinePlan, RegistryPlan, StatePlan};
 use crate::config::spec::{OnlineSpec, Spec};
 use crate::config::units;
 
@@ -60,6 +60,13 @@ fn broker(pipeline: &Spec, site: &Site<'_>, root: &Path, faults: &mut Collector)
         let place = properties.get(name).key().secret();
         faults.report(&place, format!("Kafka property `{name}` cannot be set"), Some(help.into()));
     }
+    if spec.group_protocol == GroupProtocol::Consumer {
+        for name in spec.properties.keys().filter(|name| OF_CLASSIC_GROUPS.contains(&name.as_str())) {
+            let help = format!("set group.consumer.{name} on the brokers, or group_protocol = \"classic\"");
+            let place = properties.get(name).key().secret();
+            faults.report(&place, format!("`{name}` is the brokers' with group_protocol = \"consumer\""), Some(help));
+        }
+    }
     let schema_registry = given(spec.schema_registry.as_deref());
     if let Some(address) = schema_registry
         && !matches!(url::Url::parse(address), Ok(url) if matches!(url.scheme(), "http" | "https"))
@@ -95,6 +102,7 @@ fn broker(pipeline: &Spec, site: &Site<'_>, root: &Path, faults: &mut Collector)
         properties: spec.properties.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
         partitions: spec.partitions,
         replication: spec.replication,
+        group_protocol: spec.group_protocol,
     }
 }
 
