@@ -66,6 +66,7 @@ fn plan(online: OnlinePlan, folder: &std::path::Path) -> Plan {
         online,
         offline: OfflinePlan {
             url: format!("file://{}", folder.display()),
+            rows: true,
             checkpoint_interval: Duration::from_secs(30),
             checkpoint_rows: CHECKPOINT,
         },

@@ -97,7 +97,12 @@ fn plan(groups: Vec<GroupPlan>, out_of_order: Duration) -> Plan {
         definition: String::new(),
         broker: BrokerPlan::Embedded { path: "data".into(), partitions: 1 },
         online: OnlinePlan::Embedded { path: "data".into(), project: "bench".to_owned() },
-        offline: OfflinePlan { url: nowhere(), checkpoint_interval: Duration::from_secs(30), checkpoint_rows: 1 },
+        offline: OfflinePlan {
+            url: nowhere(),
+            rows: true,
+            checkpoint_interval: Duration::from_secs(30),
+            checkpoint_rows: 1,
+        },
         state: StatePlan::default(),
         registry: RegistryPlan { url: nowhere(), initial: None },
         entity: EntityPlan { name: "customer".to_owned(), keys: vec![column("customer_id", DataType::String)] },

@@ -56,6 +56,7 @@ fn ask_servers(plan: &Arc<Plan>) -> Result<Vec<(bool, String)>, Failure> {
     let asked = || store::open_online(plan, runtime.handle().clone()).and_then(|store| store.ping().map(|()| store));
     let online = match wiring.online.map_or_else(asked, Ok) {
         Ok(store) => (true, format!("online store {}", store.describe())),
+        Err(store::OnlineError::Off) => (true, "online store: none".to_owned()),
         Err(error) => (false, error.to_string()),
     };
     let mut found = vec![(true, format!("broker {}", wiring.broker.describe())), online];

@@ -177,3 +177,8 @@ pub fn metric() -> Metric {
 pub fn min_gain() -> f64 {
     0.0
 }
+
+/// `online.enabled` and `offline.rows`.
+pub fn yes() -> bool {
+    true
+}

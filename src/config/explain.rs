@@ -44,13 +44,17 @@ impl Plan {
             OnlinePlan::Embedded { path, project } => {
                 format!("embedded in {}, Feast project {project}", path.display())
             }
+            OnlinePlan::Off => "none".to_owned(),
+        };
+        let what = match self.offline.rows {
+            true => format!(" or {} rows", self.offline.checkpoint_rows),
+            false => ", of the state alone".to_owned(),
         };
         let offline = format!(
-            "{}/{}; a checkpoint every {} or {} rows",
+            "{}/{}; a checkpoint every {}{what}",
             self.offline.url.trim_end_matches('/'),
             self.name,
             label(self.offline.checkpoint_interval),
-            self.offline.checkpoint_rows
         );
         for (what, place) in
             [("log", &log), ("online", &online), ("offline", &offline), ("registry", &self.registry.url)]

@@ -137,6 +137,8 @@ pub enum OnlinePlan {
         /// Feast project.
         project: String,
     },
+    /// Nowhere.
+    Off,
 }
 
 /// Where history is kept.
@@ -144,9 +146,11 @@ pub enum OnlinePlan {
 pub struct OfflinePlan {
     /// `file://…` or any URL the `object_store` crate opens. Files lie under `<url>/<pipeline>/`.
     pub url: String,
+    /// Files hold the rows, beside the state.
+    pub rows: bool,
     /// A checkpoint is taken this long after the last one, if anything was applied.
     pub checkpoint_interval: Duration,
-    /// … or after this many feature rows of one task, whichever comes first.
+    /// … or after this many feature rows of one task, whichever comes first. Does not count where files hold no rows.
     pub checkpoint_rows: usize,
 }
 

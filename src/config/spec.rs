@@ -98,9 +98,12 @@ pub struct BrokerSpec {
 }
 
 /// The online store.
-#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OnlineSpec {
+    /// False: no row goes to an online store, for pipelines that publish to topics alone.
+    #[serde(default = "defaults::yes")]
+    pub enabled: bool,
     /// URL of Redis, `redis://…`, `rediss://…` or `redis-cluster://…`. Absent or empty: the embedded store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redis: Option<Secret>,
@@ -123,6 +126,9 @@ pub struct OfflineSpec {
     /// with the pipeline's name.
     #[serde(default = "defaults::offline_url")]
     pub url: String,
+    /// False: files hold the state alone, and neither feature rows nor rows of emitted windows.
+    #[serde(default = "defaults::yes")]
+    pub rows: bool,
     /// When state and files are committed.
     #[serde(default)]
     pub checkpoint: CheckpointSpec,
@@ -625,9 +631,15 @@ impl Default for BrokerSpec {
     }
 }
 
+impl Default for OnlineSpec {
+    fn default() -> Self {
+        Self { enabled: defaults::yes(), redis: None, project: None, ttl: None, path: None }
+    }
+}
+
 impl Default for OfflineSpec {
     fn default() -> Self {
-        Self { url: defaults::offline_url(), checkpoint: CheckpointSpec::default() }
+        Self { url: defaults::offline_url(), rows: defaults::yes(), checkpoint: CheckpointSpec::default() }
     }
 }
 

@@ -11,8 +11,9 @@ use tokio::runtime::Handle;
 use super::RunError;
 use super::instance::Instance;
 use super::role;
+use super::worker::Finish;
 use crate::broker::{self, Broker, BrokerError, Offsets, OutRecord, SchemaRegistry, TopicSettings};
-use crate::config::plan::{BrokerPlan, Plan};
+use crate::config::plan::{BrokerPlan, OnlinePlan, Plan};
 use crate::config::units;
 use crate::drift::IncidentState;
 use crate::drift::worker::DriftObservation;
@@ -118,7 +119,8 @@ impl Wiring {
         let offline = OfflineStore::open(plan, runtime.clone())?;
         let role = offline.role()?;
         let (mut online, mut lookups) = (None, None);
-        if stages.features && !(role.is_following() && plan.lookups.is_empty()) {
+        let kept = !matches!(plan.online, OnlinePlan::Off);
+        if stages.features && kept && !(role.is_following() && plan.lookups.is_empty()) {
             let store = store::open_online_at(plan, role.epoch(), runtime.clone())?;
             wait_for("online store", stop, patience, || store.ping(), store::OnlineError::is_retriable)?;
             lookups = (!plan.lookups.is_empty()).then(|| Arc::clone(&store));
@@ -202,6 +204,8 @@ pub struct Context {
     pub(super) rebuilt: Mutex<BTreeSet<i32>>,
     /// Partitions owned by the workers, for `/ready`.
     pub(super) owned: Mutex<BTreeMap<usize, Vec<i32>>>,
+    /// Which workers have read all, with `--until-end`.
+    pub(super) finish: Mutex<Finish>,
     /// Asks the monitor to end once it has read all predictions.
     pub(super) drain_drift: Stop,
     /// Asks the retrain worker to end once it has read all retraining events.
@@ -267,6 +271,7 @@ impl Context {
             new_role: AtomicBool::new(false),
             rebuilt: Mutex::default(),
             owned: Mutex::default(),
+            finish: Mutex::default(),
             drain_drift: Stop::new(),
             drain_retrain: Stop::new(),
         };

@@ -167,7 +167,7 @@ impl<'a> Worker<'a> {
                 self.flush(closed)?;
             }
             self.checkpoints(false)?;
-            if self.context.options.until_end && self.at_end() {
+            if self.context.options.until_end && self.may_end() {
                 return self.end();
             }
         }
@@ -372,7 +372,10 @@ impl<'a> Worker<'a> {
                         rows += batch.num_rows();
                         bytes += batch.get_array_memory_size();
                     }
-                    slot.rows_count += rows;
+                    // Rows that no file will hold are gone once they are published.
+                    if self.context.plan.offline.rows {
+                        slot.rows_count += rows;
+                    }
                     if let Some(closed) = self.batcher.push((partition, applied), rows, bytes, now) {
                         self.flush(closed)?;
                     }
@@ -418,6 +421,13 @@ impl<'a> Worker<'a> {
             }
         }
         Ok(())
+    }
+
+    /// True where nothing is left to do for any worker of this process. One that left the group before the others would make
+    /// them take up its partitions, only to find these at their end.
+    fn may_end(&self) -> bool {
+        let at_end = (!self.slots.is_empty()).then(|| self.at_end());
+        self.context.finish.lock().may_end(self.number, at_end)
     }
 
     /// True where nothing is left to read or apply.
@@ -509,7 +519,7 @@ impl<'a> Worker<'a> {
         self.committed(&offsets, &notes);
         self.account(reason, &open, &dead, scores.as_ref());
         for (partition, applied) in open {
-            let Some(slot) = self.slots.get_mut(&partition) else { continue };
+            let Some(slot) = self.slots.get_mut(&partition).filter(|_| context.plan.offline.rows) else { continue };
             if applied.rows.batch.num_rows() > 0 {
                 slot.rows.push(applied.rows.batch);
             }

@@ -2,6 +2,7 @@
 //! a loss.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -73,6 +74,26 @@ pub(super) fn keep_joined(
             }
             other => return other,
         }
+    }
+}
+
+/// Lets the workers of a process end together.
+#[derive(Debug, Default)]
+pub(super) struct Finish {
+    /// By worker that owns partitions: it has read them all.
+    at_end: BTreeMap<usize, bool>,
+    reached: bool,
+}
+
+impl Finish {
+    /// Takes note of a worker, `None` where it owns no partition, and says whether it may end.
+    pub fn may_end(&mut self, worker: usize, at_end: Option<bool>) -> bool {
+        match at_end {
+            Some(at_end) => _ = self.at_end.insert(worker, at_end),
+            None => _ = self.at_end.remove(&worker),
+        }
+        self.reached |= at_end == Some(true) && self.at_end.values().all(|at_end| *at_end);
+        self.reached && at_end != Some(false)
     }
 }
 
@@ -203,6 +224,20 @@ impl<'a> Ends<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn workers_end_together() {
+        let mut finish = Finish::default();
+        assert!(!finish.may_end(0, None), "nobody has read anything");
+        assert!(!finish.may_end(0, Some(false)));
+        assert!(!finish.may_end(1, Some(true)), "another one reads");
+        assert!(!finish.may_end(2, None));
+        assert!(!finish.may_end(1, Some(false)), "more has come");
+        assert!(!finish.may_end(0, Some(true)));
+        assert!(finish.may_end(1, Some(true)));
+        assert!(finish.may_end(0, Some(true)) && finish.may_end(2, None));
+        assert!(!finish.may_end(2, Some(false)), "who takes up partitions now reads them to their end");
+    }
 
     #[test]
     fn only_losses_without_a_commit_between_them_end_a_worker() {

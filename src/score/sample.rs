@@ -52,6 +52,7 @@ pub(super) fn plan(keys: &[(&str, DataType)]) -> Plan {
         online: OnlinePlan::Embedded { path: PathBuf::new(), project: "churn".into() },
         offline: OfflinePlan {
             url: "file:///nowhere".into(),
+            rows: true,
             checkpoint_interval: Duration::from_secs(30),
             checkpoint_rows: 1000,
         },

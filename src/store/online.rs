@@ -50,7 +50,7 @@ pub trait OnlineStore: Send + Sync {
 /// Its calls block, so they must not come from a thread of the runtime.
 ///
 /// # Errors
-/// Where the URL is not one of a Redis, or the embedded file cannot be opened.
+/// Where the URL is not one of a Redis, the embedded file cannot be opened, or the plan has none.
 pub fn open_online(plan: &Plan, runtime: tokio::runtime::Handle) -> Result<Arc<dyn OnlineStore>, OnlineError> {
     open_online_at(plan, 0, runtime)
 }
@@ -74,6 +74,7 @@ pub fn open_online_at(
         OnlinePlan::Embedded { path, project } => {
             Arc::new(EmbeddedOnline::open(path, &plan.name, Layout::new(plan, project))?)
         }
+        OnlinePlan::Off => return Err(OnlineError::Off),
     })
 }
 
@@ -81,6 +82,9 @@ pub fn open_online_at(
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OnlineError {
+    /// There is none.
+    #[error("this pipeline keeps no online store ([online] enabled = false)")]
+    Off,
     /// No answer.
     #[error(
         "online store {store} does not answer: {reason}; check [online] redis and that the server runs; offsets are held back until it does"

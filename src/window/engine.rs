@@ -10,7 +10,7 @@ use super::entities::Entity;
 use super::state::{Layout, State};
 use super::tile::{Window, Windows};
 use super::{WindowError, row_columns};
-use crate::config::plan::{Column, DataType, Emit, Function, GroupPlan, Plan, SourcePlan, TablePlan, WindowPlan};
+use crate::config::plan::{Column, DataType, Emit, Function, GroupPlan, OnlinePlan, Plan, SourcePlan, TablePlan, WindowPlan};
 use crate::source::expression::{Expression, ExpressionError};
 
 /// The windows of a pipeline, shared by all its tasks.
@@ -22,6 +22,8 @@ pub struct Engine {
     pub(super) on: Option<usize>,
     /// Rows are held until the watermark has passed them.
     pub(super) event_time: bool,
+    /// The newest row of each entity is wanted.
+    pub(super) online: bool,
     pub(super) sources: Vec<Source>,
     schema: SchemaRef,
     /// The groups' features, in order.
@@ -136,6 +138,7 @@ impl Engine {
             definition: plan.definition.clone(),
             keys: plan.entity.keys.clone(),
             on: plan.score.as_ref().map(|score| score.on),
+            online: !matches!(plan.online, OnlinePlan::Off),
             event_time: plan.score.as_ref().is_some_and(|score| score.emit == Emit::EventTime),
             sources,
             schema: row_schema(plan),

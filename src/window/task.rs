@@ -354,6 +354,9 @@ impl Task {
     }
 
     fn add_online_rows(&mut self) {
+        if !self.engine.online {
+            return;
+        }
         let Output { rows, online, empty, touched, reader, .. } = &mut self.output;
         for &Touched { entity, source, offset, sequence, row } in touched.iter() {
             let time = self.entities.get(entity).newest;

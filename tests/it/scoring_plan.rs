@@ -20,6 +20,7 @@ pub fn scoring_plan(root: &Path, features: &[(&str, DataType)]) -> Plan {
         online: OnlinePlan::Embedded { path: root.to_owned(), project: "test".into() },
         offline: OfflinePlan {
             url: format!("file://{}", root.display()),
+            rows: true,
             checkpoint_interval: Duration::from_secs(30),
             checkpoint_rows: 1000,
         },

@@ -471,6 +471,32 @@ const EVENT_TIME: [(&str, &str); 2] = [("score.emit", "event_time"), ("offline.c
 const LITTLE_MEMORY: [(&str, &str); 3] = [EVENT_TIME[0], EVENT_TIME[1], ("state.memory", "1KiB")];
 
 #[test]
+fn a_pipeline_that_only_publishes_keeps_its_state_and_nothing_else() {
+    let rows = [&[][..], &[("online.enabled", "false"), ("offline.rows", "false")]].map(|settings| {
+        let shop = Shop::open_with(None, settings);
+        let mut expected = shop.write();
+        shop.run_to_the_end();
+        // What the next run makes of one more order depends on the state that the last one has left.
+        let order = br#"{"customer_id":"c0","at":1700000950000,"amount":1.0}"#;
+        let mut producer = shop.broker.producer(None).unwrap();
+        for source in [0, 1] {
+            let topic = shop.topic(source);
+            let record = OutRecord { topic: &topic, partition: Some(0), value: Some(order), ..OutRecord::default() };
+            producer.send(record).unwrap();
+        }
+        producer.commit(&Offsets::new(), None).unwrap();
+        expected.rows.insert((shop.topic(0), 0, 950));
+        shop.run_to_the_end();
+        assert_eq!(shop.fates(), expected);
+        let folder = Path::new(shop.plan.offline.url.strip_prefix("file://").unwrap()).join(&shop.name);
+        assert!(folder.join("state").is_dir());
+        assert_eq!(folder.join("features").is_dir(), settings.is_empty());
+        shop.feature_rows()
+    });
+    assert_eq!(rows[0], rows[1]);
+}
+
+#[test]
 fn in_event_time_the_output_does_not_depend_on_the_order_of_arrival() {
     let rows = [0, 8_000].map(|late_by| {
         let shop = Shop::open_with(None, &EVENT_TIME);

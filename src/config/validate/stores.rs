@@ -19,6 +19,14 @@ pub(super) struct Stores {
 }
 
 pub(super) fn stores(spec: &Spec, root: &Site<'_>, folders: &Folders<'_>, faults: &mut Collector) -> Stores {
+    if !spec.offline.rows && spec.retraining.is_some() {
+        let help = "retraining learns from them: leave `rows` out, or [retraining]";
+        faults.report(&root.get("offline").get("rows").value(), "the offline files lack rows", Some(help.into()));
+    }
+    if !spec.online.enabled && !spec.lookups.is_empty() {
+        let help = "[lookups] read it: leave `enabled` out, or [lookups]";
+        faults.report(&root.get("online").get("enabled").value(), "there is no online store", Some(help.into()));
+    }
     let offline = root.get("offline");
     let checkpoint = offline.get("checkpoint");
     let registry = root.get("registry");
@@ -27,6 +35,7 @@ pub(super) fn stores(spec: &Spec, root: &Site<'_>, folders: &Folders<'_>, faults
         online: online(spec, &spec.online, &root.get("online"), folders.root, faults),
         offline: OfflinePlan {
             url: url(&spec.offline.url, &offline.get("url"), folders.root, false, faults),
+            rows: spec.offline.rows,
             checkpoint_interval: some_duration(&spec.offline.checkpoint.interval, &checkpoint.get("interval"), faults),
             checkpoint_rows: usize::try_from(spec.offline.checkpoint.rows).unwrap_or(usize::MAX),
         },
@@ -107,6 +116,9 @@ fn broker(pipeline: &Spec, site: &Site<'_>, root: &Path, faults: &mut Collector)
 }
 
 fn online(spec: &Spec, online: &OnlineSpec, site: &Site<'_>, root: &Path, faults: &mut Collector) -> OnlinePlan {
+    if !online.enabled {
+        return OnlinePlan::Off;
+    }
     let project = given(online.project.as_deref()).unwrap_or(&spec.name).to_owned();
     let ttl = given(online.ttl.as_deref()).map(|ttl| some_duration(ttl, &site.get("ttl"), faults));
     let Some(redis) = given(online.redis.as_ref().map(|url| url.0.as_str())) else {

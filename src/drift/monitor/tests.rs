@@ -29,6 +29,7 @@ fn plan(window: MonitorWindow, when: &str) -> Plan {
         online: OnlinePlan::Embedded { path: PathBuf::new(), project: "shop".into() },
         offline: OfflinePlan {
             url: "file:///".into(),
+            rows: true,
             checkpoint_interval: Duration::from_secs(30),
             checkpoint_rows: 1000,
         },

@@ -172,6 +172,7 @@ fn plan(sources: Vec<SourcePlan>, groups: Vec<GroupPlan>, on: Option<usize>) -> 
         online: OnlinePlan::Embedded { path: "data".into(), project: "test".to_owned() },
         offline: OfflinePlan {
             url: "file:///data".to_owned(),
+            rows: true,
             checkpoint_interval: Duration::from_secs(30),
             checkpoint_rows: 1000,
         },

@@ -89,6 +89,7 @@ fn plan(name: &str, online: OnlinePlan, offline: &str) -> Plan {
         online,
         offline: OfflinePlan {
             url: offline.into(),
+            rows: true,
             checkpoint_interval: Duration::from_secs(30),
             checkpoint_rows: 1000,
         },
