@@ -6,6 +6,7 @@
 mod consumer;
 mod context;
 mod event;
+mod failure;
 mod incremental;
 mod producer;
 mod reader;

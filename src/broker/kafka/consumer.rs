@@ -11,9 +11,10 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::context::Context;
-use super::event::{EventQueue, Fault, Message, Said, TopicId};
+use super::event::{EventQueue, Message, Said, TopicId};
+use super::failure::Verdict;
 use super::incremental::Membership;
-use super::{BRIEF, GLANCE, Link, PATIENCE, is_out_of_group, is_passing, is_refusal, patiently};
+use super::{BRIEF, GLANCE, Link, PATIENCE, is_out_of_group, patiently};
 use crate::broker::{
     BrokerError, Consumer, ConsumerSettings, GroupToken, MAX_POLL_BYTES, NextOffset, Notes, Offsets, Poll, Records,
     StartAt, StartPolicy, TopicPartition,
@@ -58,14 +59,6 @@ pub(super) struct Owned {
     /// Something was fetched since the partition was assigned, so that what librdkafka remembers is news.
     pub(super) fetched: bool,
     paused: bool,
-}
-
-/// What becomes of a failure that the client reports on its own.
-enum Verdict {
-    /// Nothing: it passes.
-    Passes,
-    /// The membership is over; another begins.
-    JoinAnew(GroupProtocol),
 }
 
 /// Records of one poll as they gather: parallel to the owned partitions.
@@ -150,7 +143,7 @@ impl KafkaConsumer {
         self.owned.iter().find(|o| o.partition == *partition)
     }
 
-    fn index_of(&self, topic: &str, partition: i32) -> Option<usize> {
+    pub(super) fn index_of(&self, topic: &str, partition: i32) -> Option<usize> {
         self.owned.iter().position(|o| o.partition.partition == partition && *o.partition.topic == *topic)
     }
 
@@ -218,7 +211,7 @@ impl KafkaConsumer {
     }
 
     /// Makes librdkafka fetch what is owned, from where each partition stands.
-    fn assign(&mut self) -> Result<(), BrokerError> {
+    pub(super) fn assign(&mut self) -> Result<(), BrokerError> {
         let mut list = TopicPartitionList::with_capacity(self.owned.len());
         for owned in &mut self.owned {
             let from = owned.next.map_or(Offset::Beginning, Offset::Offset);
@@ -247,88 +240,12 @@ impl KafkaConsumer {
         Ok(self.owned.drain(..).map(|o| o.partition).collect())
     }
 
-    fn fenced(&self) -> BrokerError {
+    pub(super) fn fenced(&self) -> BrokerError {
         let taken = match &self.static_member {
             Some(name) => format!("static member '{name}' of group '{}'", self.group),
             None => format!("partitions of group '{}'", self.group),
         };
         BrokerError::Fenced { taken }
-    }
-
-    /// Decides about a failure that the client reports on its own: most pass by themselves.
-    fn judge(&mut self, fault: &Fault) -> Result<Verdict, BrokerError> {
-        match fault.code {
-            Code::AutoOffsetReset | Code::OffsetOutOfRange => self.out_of_range(fault),
-            _ if fault.fatal && self.is_not_shared_by_brokers() => Ok(Verdict::JoinAnew(GroupProtocol::Classic)),
-            _ => self.failure(fault).map(|()| Verdict::Passes),
-        }
-    }
-
-    fn failure(&mut self, fault: &Fault) -> Result<(), BrokerError> {
-        let context = self.client.context();
-        context.fail(fault.code, &fault.reason);
-        match fault.code {
-            Code::FencedInstanceId => Err(self.fenced()),
-            Code::Fatal => match self.client.client().fatal_error() {
-                Some((Code::FencedInstanceId, _)) => Err(self.fenced()),
-                _ => Err(self.link.fault("reading", fault.code, &fault.reason, context)),
-            },
-            Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition => {
-                let Some((topic, ..)) = &fault.partition else { return Ok(()) };
-                let gone = self.client.fetch_metadata(Some(topic), GLANCE).is_ok_and(|metadata| {
-                    let known = metadata.topics().iter().find(|t| t.name() == topic);
-                    known.is_none_or(|t| t.error().map(Code::from) == Some(Code::UnknownTopicOrPartition))
-                });
-                if gone { Err(self.link.no_such_topic(topic)) } else { Ok(()) }
-            }
-            _ if fault.fatal => Err(self.link.fault("reading", fault.code, &fault.reason, context)),
-            Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed => {
-                Err(self.link.fault("reading", fault.code, &fault.reason, context))
-            }
-            code if is_refusal(code) => Err(self.link.fault("reading", code, &fault.reason, context)),
-            Code::AllBrokersDown | Code::BrokerTransportFailure | Code::Resolve => Ok(()),
-            Code::PollExceeded => {
-                tracing::warn!(group = self.group, "too long between two polls: the group goes on without this member");
-                Ok(())
-            }
-            code if is_passing(code) => Ok(()),
-            _ => Err(BrokerError::Client {
-                during: "reading",
-                broker: self.link.describe(),
-                reason: fault.reason.clone(),
-                retriable: true,
-            }),
-        }
-    }
-
-    /// A position that the log no longer has: an error where a task's state depends on it, else the earliest record.
-    fn out_of_range(&mut self, fault: &Fault) -> Result<Verdict, BrokerError> {
-        let Some((topic, number, _)) = &fault.partition else { return Ok(Verdict::Passes) };
-        let Some(index) = self.index_of(topic, *number) else { return Ok(Verdict::Passes) };
-        let context = self.client.context();
-        context.fail(fault.code, &fault.reason);
-        let (earliest, end) = self
-            .client
-            .fetch_watermarks(topic, *number, PATIENCE)
-            .map_err(|error| self.link.error("asking for the ends of the log", &error, context))?;
-        let owned = &mut self.owned[index];
-        let offset = owned.next.unwrap_or(earliest);
-        if matches!(owned.start, StartAt::Offset(_)) {
-            return Err(BrokerError::OffsetOutOfRange { partition: owned.partition.clone(), offset, earliest });
-        }
-        tracing::warn!(
-            partition = %owned.partition, committed = offset, earliest, end,
-            "the committed offset is not in the log any more: going on at the earliest record"
-        );
-        owned.next = Some(earliest);
-        match self.protocol {
-            GroupProtocol::Classic => self.assign().map(|()| Verdict::Passes),
-            // What has failed can only be assigned anew, and that is the group's to do.
-            GroupProtocol::Consumer => {
-                self.instead.insert(owned.partition.clone(), NextOffset(earliest));
-                Ok(Verdict::JoinAnew(self.protocol))
-            }
-        }
     }
 
     /// Position as librdkafka counts it: past transaction markers.

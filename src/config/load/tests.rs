@@ -272,8 +272,10 @@ fn the_definition_changes_with_what_decides_values_and_with_nothing_else() {
 #[case("format = \"avro\"", "format = \"xml\"", &["11:10 `xml` is not one of the words that `sources.purchases.format` takes (one of: avro, json, protobuf)"])]
 #[case("[broker]", "[broker]\nproperties = { security.protocol = \"SSL\" }", &["4:16 `broker.properties.security` takes a string, but this is a table (a key with dots needs quotes: \"security.protocol\")"])]
 #[case("[broker]", "[broker]\nproperties = { \"group.id\" = \"mine\" }", &["4:16 Kafka property `group.id` cannot be set (driftline sets it, to keep its guarantees)"])]
+#[case("[broker]", "[broker]\ngroup_protocol = \"consumer\"\nproperties = { \"session.timeout.ms\" = \"9000\" }", &["5:16 `session.timeout.ms` is the brokers' with group_protocol = \"consumer\" (set group.consumer.session.timeout.ms on the brokers, or group_protocol = \"classic\")"])]
 #[case("${KAFKA_BROKERS:-}", "${KAFKA_BROKERS}", &["4:12 environment variable KAFKA_BROKERS is not set (set it, or give a default: ${KAFKA_BROKERS:-…})"])]
 #[case("${KAFKA_BROKERS:-}", "${KAFKA_BROKERS:-localhost}", &["4:11 `localhost` is not a Kafka server's address (write host:port, several separated by commas: kafka-1:9092,kafka-2:9092)"])]
+#[case("[retraining]", "[offline]\nrows = false\n[retraining]", &["57:8 the offline files lack rows (retraining learns from them: leave `rows` out, or [retraining])"])]
 // Units.
 #[case("horizon = \"30d\"", "horizon = \"30 days\"", &["51:15 unknown unit `days` (write a number and a unit, such as 5ms, 30s, 15m, 1h, 90d or 2w)"])]
 #[case("model = \"churn\"", "model = \"churn\"\nbatch = { bytes = \"4Mib\" }", &["44:20 unknown unit `Mib` (write a number and a unit, such as 64KiB, 4MiB or 1GiB)"])]
