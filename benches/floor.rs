@@ -9,7 +9,6 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rdkafka::client::ClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::message::Message as _;
@@ -106,15 +105,13 @@ fn run(brokers: &str, input: &str, output: &str, work: Work, part: usize, thread
 }
 
 /// A record as large as a row of five features.
-fn write<C: ClientContext>(
-    producer: &BaseProducer<C>,
+fn write(
+    producer: &BaseProducer<DefaultProducerContext>,
     topic: &str,
     partition: i32,
     event: &Event<'_>,
     value: &mut String,
-) where
-    C: rdkafka::producer::ProducerContext,
-{
+) {
     use std::fmt::Write as _;
 
     value.clear();

@@ -10,7 +10,9 @@ use super::entities::Entity;
 use super::state::{Layout, State};
 use super::tile::{Window, Windows};
 use super::{WindowError, row_columns};
-use crate::config::plan::{Column, DataType, Emit, Function, GroupPlan, OnlinePlan, Plan, SourcePlan, TablePlan, WindowPlan};
+use crate::config::plan::{
+    Column, DataType, Emit, Function, GroupPlan, OnlinePlan, Plan, SourcePlan, TablePlan, WindowPlan,
+};
 use crate::source::expression::{Expression, ExpressionError};
 
 /// The windows of a pipeline, shared by all its tasks.

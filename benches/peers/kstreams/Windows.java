@@ -90,7 +90,7 @@ public class Windows {
     StreamsBuilder builder = new StreamsBuilder();
     Consumed<String, Order> read = Consumed.with(Serdes.String(), orders()).withTimestampExtractor((record, time) -> ((Order) record.value()).happened_at);
     builder.stream(input, read)
-        .groupBy((key, order) -> order.customer_id, Grouped.with(Serdes.String(), orders()))
+        .groupByKey(Grouped.with(Serdes.String(), orders()))
         .windowedBy(TimeWindows.ofSizeAndGrace(length, Duration.ofSeconds(5)).advanceBy(step))
         .aggregate(Amounts::new, (customer, order, total) -> total.add(order), Materialized.with(Serdes.String(), amounts()))
         .suppress(Suppressed.untilWindowCloses(Suppressed.BufferConfig.unbounded()))
