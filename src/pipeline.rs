@@ -120,10 +120,10 @@ pub enum RunError {
 }
 
 impl RunError {
-    /// True where another instance took over and this worker has to join again with fresh state.
+    /// True where another instance took over, or the producer is spent, and this worker has to join again with fresh state.
     fn is_lost(&self) -> bool {
         match self {
-            Self::Broker(e) => e.is_fenced() || e.is_aborted(),
+            Self::Broker(e) => e.is_fenced() || e.is_aborted() || e.is_spent(),
             Self::Offline(e) => e.is_fenced(),
             _ => false,
         }
@@ -152,7 +152,11 @@ type Job = Box<dyn FnOnce() -> Result<(), RunError> + Send>;
 /// # Errors
 /// The first failure, after all threads have ended in order.
 pub fn run(context: &Arc<Context>) -> Result<(), RunError> {
-    context.prepare_topics()?;
+    // A broker that has just answered may be gone again.
+    match context.hold("broker", |error: &RunError| error.away().is_some(), || context.prepare_topics()) {
+        Err(RunError::Interrupted { .. }) => return Ok(()),
+        prepared => prepared?,
+    }
     let mut jobs: Vec<(String, Job)> = Vec::new();
     let stages = context.stages;
     if stages.features {

@@ -340,6 +340,14 @@ pub enum BrokerError {
         /// The client's words.
         reason: String,
     },
+    /// The client has given up for good, whatever became of its last transaction: the next producer of the id finds out.
+    #[error("the producer '{transactional_id}' cannot go on, a new one takes its place: {reason}")]
+    Spent {
+        /// The producer's id.
+        transactional_id: String,
+        /// The client's words.
+        reason: String,
+    },
     /// One record is too large for the broker, or otherwise refused for its own sake.
     #[error("{topic}: the broker refused a record: {reason}")]
     Refused {
@@ -399,6 +407,11 @@ impl BrokerError {
     /// True where this instance has lost its right to publish and must drop its tasks and rejoin.
     pub fn is_fenced(&self) -> bool {
         matches!(self, Self::Fenced { .. })
+    }
+
+    /// True where everything has to begin again with a new producer, from what the log says is committed.
+    pub fn is_spent(&self) -> bool {
+        matches!(self, Self::Spent { .. })
     }
 
     /// True where only a further commit, or a new producer of the same id, tells what became of a transaction.

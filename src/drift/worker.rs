@@ -61,7 +61,7 @@ impl DriftError {
         match self {
             // The next session's producer settles a commit whose outcome is open.
             Self::Broker(BrokerError::Aborted { .. } | BrokerError::Undecided { .. }) => true,
-            Self::Broker(error) => error.is_retriable() || error.is_fenced(),
+            Self::Broker(error) => error.is_retriable() || error.is_fenced() || error.is_spent(),
             Self::Failpoint(_) => true,
             Self::Monitor(_) | Self::State { .. } => false,
         }

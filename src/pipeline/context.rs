@@ -305,7 +305,8 @@ impl Context {
 
     fn choose_workers(&self) -> Result<usize, RunError> {
         let input = if self.stages.features { self.source_topics()[0].to_string() } else { self.features_topic() };
-        let partitions = self.wiring.broker.topic(&input)?.map_or(usize::MAX, |t| t.partitions.len().max(1));
+        let topic = self.hold("broker", BrokerError::is_retriable, || self.wiring.broker.topic(&input))?;
+        let partitions = topic.map_or(usize::MAX, |t| t.partitions.len().max(1));
         let wanted = match (&self.plan.broker, self.options.workers) {
             (_, Some(n)) => n,
             (BrokerPlan::Embedded { .. }, None) => 1,

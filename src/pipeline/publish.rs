@@ -117,6 +117,7 @@ mod tests {
         Undecided,
         Aborted,
         Fenced,
+        Spent,
     }
     use Answer::*;
 
@@ -129,6 +130,7 @@ mod tests {
                 Undecided => Err(BrokerError::Undecided { transactional_id: id(), reason: reason() }),
                 Aborted => Err(BrokerError::Aborted { transactional_id: id(), reason: reason() }),
                 Fenced => Err(BrokerError::Fenced { taken: id() }),
+                Spent => Err(BrokerError::Spent { transactional_id: id(), reason: reason() }),
             }
         }
     }
@@ -254,6 +256,8 @@ mod tests {
     #[case::open_then_rolled_back(&[Undecided, Aborted, Done], &["commit", "abort", "begin", "send", "commit"], true)]
     #[case::open_then_fenced(&[Undecided, Fenced], &["commit"], false)]
     #[case::fenced(&[Fenced], &[], false)]
+    #[case::open_then_spent(&[Undecided, Spent], &["commit"], false)]
+    #[case::spent(&[Spent], &[], false)]
     fn a_commit_whose_outcome_is_open_is_followed_by_nothing_but_commits(
         #[case] answers: &[Answer],
         #[case] after_first: &[&str],
@@ -261,7 +265,7 @@ mod tests {
     ) {
         let (result, calls, held) = publish(answers, &Stop::new(), false);
         assert_eq!(calls, [&SEND, after_first].concat());
-        assert_eq!(held as usize, answers.iter().filter(|a| !matches!(a, Done | Fenced)).count());
+        assert_eq!(held as usize, answers.iter().filter(|a| !matches!(a, Done | Fenced | Spent)).count());
         match result {
             Ok(()) => assert!(succeeds),
             Err(error) => assert!(!succeeds && error.is_lost(), "{error}"),

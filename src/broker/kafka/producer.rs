@@ -248,6 +248,9 @@ impl KafkaProducer {
             return self.roll_back(cause);
         }
         let reason = cause.string();
+        if cause.is_fatal() {
+            return BrokerError::Spent { transactional_id: self.id.clone().unwrap_or_default(), reason };
+        }
         if cause.is_retriable() {
             return match self.link.fault(during, Code::OperationTimedOut, &reason, self.context()) {
                 unreachable @ BrokerError::Unreachable { .. } if self.context().is_down() => unreachable,
@@ -444,13 +447,17 @@ impl Producer for KafkaProducer {
             match aborted {
                 Ok(()) => break,
                 Err(KafkaError::Transaction(cause)) if cause.is_retriable() && clock::monotonic() < deadline => {}
-                Err(KafkaError::Transaction(cause)) if cause.is_fatal() => {
+                Err(KafkaError::Transaction(cause))
+                    if cause.is_fatal() && (self.is_fenced() || is_taken(cause.code())) =>
+                {
                     self.phase = Phase::None;
-                    return Err(if self.is_fenced() || is_taken(cause.code()) {
-                        self.fenced()
-                    } else {
-                        self.link.fault("rolling back", cause.code(), &cause.string(), self.context())
-                    });
+                    return Err(self.fenced());
+                }
+                // A coordinator that was killed between rolling back and saying so refuses to do it again, which this
+                // client takes for its end. Nobody has asked to commit, so nothing is lost with it.
+                Err(KafkaError::Transaction(cause)) if cause.is_fatal() => {
+                    tracing::info!(reason = cause.string(), "a new producer rolls back in this one's place");
+                    return self.replace();
                 }
                 Err(KafkaError::Transaction(cause)) if cause.is_retriable() => {
                     let code = Code::OperationTimedOut;
