@@ -51,6 +51,8 @@ fn plan(online: OnlinePlan, folder: &std::path::Path) -> Plan {
         features: (0..FEATURES).map(|f| (Function::Mean, f, column(feature(g, f), DataType::Float64))).collect(),
     };
     Plan {
+        others: Vec::new(),
+        pipeline: None,
         name: "bench".into(),
         folder: PathBuf::new(),
         root: PathBuf::new(),

@@ -88,9 +88,12 @@ fn plan(groups: Vec<GroupPlan>, out_of_order: Duration) -> Plan {
         filter: None,
         derive: Vec::new(),
         table: None,
+        rekeyed: None,
     };
     let nowhere = || "file:///nowhere".to_owned();
     Plan {
+        others: Vec::new(),
+        pipeline: None,
         name: "bench".to_owned(),
         folder: "bench".into(),
         root: "bench".into(),
@@ -188,6 +191,7 @@ impl Stream {
             Arc::new(quantities),
         ];
         SourceBatch {
+            rekeyed: None,
             source: 0,
             partition: 0,
             columns: RecordBatch::try_new(self.schema.clone(), columns.to_vec()).expect("columns fit the schema"),

@@ -565,6 +565,10 @@ pub struct GetArgs {
     #[arg(required = true, value_name = "KEY")]
     pub key: Vec<String>,
 
+    /// Which entity, where the pipeline computes features of several.
+    #[arg(long)]
+    pub entity: Option<String>,
+
     /// JSON instead of a table.
     #[arg(long)]
     pub json: bool,

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! main thread      supervises; ends all when one ends
+//! rekey-SOURCE-N   source topic → the same events by another entity's key            one consumer, one producer
 //! worker-N         poll → decode → window → (online store ‖ model) → produce → commit       one consumer, one producer
 //! checkpoint-N     writes worker N's checkpoints; channel of one, so a slow disk holds the worker back
 //! model-watch      follows the alias, loads and warms versions beside the running one
@@ -25,6 +26,7 @@ mod instance;
 mod lookups;
 mod output;
 mod publish;
+mod rekey;
 mod role;
 mod scoring;
 mod worker;
@@ -164,6 +166,21 @@ pub fn run(context: &Arc<Context>) -> Result<(), RunError> {
             let context = Arc::clone(context);
             jobs.push((format!("worker-{worker}"), Box::new(move || features::run(&context, worker))));
         }
+        for other in &context.others {
+            other.prepare_topics()?;
+            for worker in 0..other.workers {
+                let context = Arc::clone(other);
+                let name = format!("worker-{}-{worker}", context.plan.entity.name);
+                jobs.push((name, Box::new(move || features::run(&context, worker))));
+            }
+        }
+        for (source, plan) in context.plan.rekeyed() {
+            for worker in 0..context.rekeyers(plan)? {
+                let (context, source, plan) = (Arc::clone(context), source.clone(), Arc::clone(plan));
+                let name = format!("rekey-{}-{worker}", source.name);
+                jobs.push((name, Box::new(move || rekey::run(&context, &source, &plan, worker))));
+            }
+        }
     } else if stages.score {
         for worker in 0..context.workers {
             let context = Arc::clone(context);
@@ -180,11 +197,12 @@ pub fn run(context: &Arc<Context>) -> Result<(), RunError> {
     }
     let finished = Stop::new();
     thread::scope(|scope| {
-        let watch = || context.watch_role(&finished);
-        if stages.features
-            && let Err(error) = thread::Builder::new().name("version-watch".into()).spawn_scoped(scope, watch)
-        {
-            return Err(RunError::Definition(format!("thread version-watch could not be started: {error}")));
+        for context in std::iter::once(context).chain(&context.others).filter(|_| stages.features) {
+            let watch = || context.watch_role(&finished);
+            if let Err(error) = thread::Builder::new().name("version-watch".into()).spawn_scoped(scope, watch) {
+                finished.request();
+                return Err(RunError::Definition(format!("thread version-watch could not be started: {error}")));
+            }
         }
         let result = supervise(context, jobs);
         finished.request();

@@ -72,6 +72,14 @@ fn gather(plan: &Arc<Plan>, broker: &dyn Broker, runtime: &tokio::runtime::Runti
         Ok(())
     };
     stage("features", plan.sources.iter().map(|s| Arc::clone(&s.topic)).collect())?;
+    for (source, rekeyed) in plan.rekeyed() {
+        stage(&format!("rekey.{}", source.name), vec![Arc::clone(&rekeyed.from.topic)])?;
+    }
+    for other in &plan.others {
+        let topics = other.sources.iter().map(|s| Arc::clone(&s.topic)).collect();
+        // Its group is `<pipeline>.by-<entity>.features`.
+        stage(&format!("by-{}.features", other.entity.name), topics)?;
+    }
     if plan.score.is_some() && broker.topic(&plan.features_topic()).map_err(Failure::failed)?.is_some() {
         stage("score", vec![plan.features_topic().into()])?;
     }

@@ -75,6 +75,8 @@ pub(super) fn hash(plan: &Plan) -> String {
     if plan.score.as_ref().is_some_and(|score| score.emit == Emit::EventTime) {
         canonical.push(json!("emit in event-time order"));
     }
+    let rekeyed = plan.sources.iter().filter(|source| source.rekeyed.is_some());
+    canonical.extend(rekeyed.map(|source| json!(["rekeyed", &*source.name])));
     let canonical = Value::from(canonical).to_string();
     hex::encode(&Sha256::digest(canonical.as_bytes())[..8])
 }

@@ -17,6 +17,11 @@ impl Plan {
         self.explain_sources(&mut out);
         self.explain_features(&mut out);
         self.explain_windows(&mut out);
+        for other in &self.others {
+            other.explain_sources(&mut out);
+            other.explain_features(&mut out);
+            other.explain_windows(&mut out);
+        }
         self.explain_topics(&mut out);
         self.explain_model(&mut out);
         out
@@ -84,6 +89,17 @@ impl Plan {
             let fields: Vec<&str> = source.fields.iter().map(|field| &*field.name).collect();
             let (name, table) = (&source.name, if source.table.is_some() { " (table)" } else { "" });
             let _ = writeln!(out, "  {name}{table}: topic {}, {format}; uses {}", source.topic, fields.join(", "));
+            if let Some(rekeyed) = &source.rekeyed {
+                let partitions = rekeyed.partitions.map_or("as many".to_owned(), |partitions| partitions.to_string());
+                let kept =
+                    rekeyed.retention.map_or("for ever".to_owned(), |retention| format!("for {}", label(retention)));
+                let _ = writeln!(
+                    out,
+                    "    the events of {} keyed by {}, {partitions} partitions, kept {kept}; taken in event-time order",
+                    rekeyed.from.name,
+                    source.key_fields.join(", ")
+                );
+            }
             let _ = writeln!(
                 out,
                 "    event time {}; up to {} out of order, {} ahead; idle after {}",
@@ -199,9 +215,18 @@ impl Plan {
     }
 
     fn explain_topics(&self, out: &mut String) {
-        let reads: Vec<&str> =
-            self.sources.iter().map(|s| &*s.topic).chain(self.labels.iter().map(|l| &*l.topic)).collect();
-        let mut writes: Vec<String> = self.windows.iter().map(|windows| windows.topic.to_string()).collect();
+        let plans = || std::iter::once(self).chain(self.others.iter().map(AsRef::as_ref));
+        let own = plans().flat_map(|plan| &plan.sources).filter(|source| source.rekeyed.is_none());
+        let mut reads: Vec<&str> = own.map(|source| &*source.topic).collect();
+        for (_, rekeyed) in
+            self.rekeyed().filter(|(_, rekeyed)| !reads.contains(&&*rekeyed.from.topic)).collect::<Vec<_>>()
+        {
+            reads.push(&rekeyed.from.topic);
+        }
+        reads.extend(self.labels.iter().map(|labels| &*labels.topic));
+        let windows = plans().flat_map(|plan| &plan.windows).map(|windows| windows.topic.to_string());
+        let mut writes: Vec<String> =
+            self.rekeyed().map(|(source, _)| source.topic.to_string()).chain(windows).collect();
         if let Some(score) = &self.score {
             writes.extend([score.topic.to_string(), self.features_topic()]);
         }
@@ -221,6 +246,10 @@ impl Plan {
             true => "every event goes into the open windows",
             false => "every event updates the online store",
         };
+        for (source, rekeyed) in self.rekeyed() {
+            let _ =
+                writeln!(out, "  rekey: every event of {} goes to {}, exactly once", rekeyed.from.name, source.topic);
+        }
         let _ = writeln!(out, "  features: {does}; checkpoints go to the offline store");
         if let Some(score) = &self.score {
             let _ = writeln!(

@@ -33,7 +33,12 @@ pub struct Plan {
     pub registry: RegistryPlan,
     /// What features are about.
     pub entity: EntityPlan,
-    /// Tables, then event sources, each in the order of the file: of what happens at the same instant, the tables' rows come
+    /// The same pipeline's plans for its other entities, each with the sources, groups and windows about it. Their names are
+    /// `<pipeline>.by-<entity>`.
+    pub others: Vec<Arc<Plan>>,
+    /// In one of [`Plan::others`]: the pipeline's name.
+    pub pipeline: Option<String>,
+    /// Tables, then event sources, each in the order of the file, then those that are keyed anew: of what happens at the same instant, the tables' rows come
     /// first. All have the same number of partitions.
     pub sources: Vec<SourcePlan>,
     /// Feature groups, in the order of the file.
@@ -286,6 +291,8 @@ pub struct SourcePlan {
     pub derive: Vec<(Column, String)>,
     /// Where the topic is a table instead of events.
     pub table: Option<TablePlan>,
+    /// Where the topic is driftline's own, with the events of another source keyed by this one's entity.
+    pub rekeyed: Option<Arc<RekeyPlan>>,
 }
 
 /// What a table has besides: a topic whose newest row of a key is what is true of it. Its feature group has one feature a
@@ -311,6 +318,19 @@ pub enum RecordKey {
     Json,
     /// Eight bytes, the most significant first, as Java's `LongSerializer` writes them.
     Long,
+}
+
+/// Events of a source that are keyed anew.
+#[derive(Debug, Clone)]
+pub struct RekeyPlan {
+    /// The source, with the fields that keying takes: the keys of the other entity, the event time, what `where` needs.
+    pub from: SourcePlan,
+    /// Types of the keys that [`SourcePlan::key_fields`] of `from` name.
+    pub keys: Vec<Column>,
+    /// Partitions of the topic, where declared; else as many as the source's.
+    pub partitions: Option<u32>,
+    /// How long the topic keeps its records; `None` is for ever.
+    pub retention: Option<Duration>,
 }
 
 /// One window of a feature group.
@@ -624,6 +644,25 @@ impl Plan {
             .collect()
     }
 
+    /// True where events are held until the watermark has passed them, and then applied in event-time order: where the
+    /// pipeline asks for it, and where sources are keyed anew.
+    pub fn is_in_event_time(&self) -> bool {
+        self.score.as_ref().is_some_and(|score| score.emit == Emit::EventTime)
+            || self.sources.iter().any(|source| source.rekeyed.is_some())
+    }
+
+    /// The sources that are keyed anew, of all entities.
+    pub fn rekeyed(&self) -> impl Iterator<Item = (&SourcePlan, &Arc<RekeyPlan>)> {
+        let plans = std::iter::once(self).chain(self.others.iter().map(Arc::as_ref));
+        plans.flat_map(|plan| &plan.sources).filter_map(|source| Some((source, source.rekeyed.as_ref()?)))
+    }
+
+    /// The plan about an entity, by its name.
+    pub fn about(&self, entity: &str) -> Option<&Plan> {
+        let plans = std::iter::once(self).chain(self.others.iter().map(Arc::as_ref));
+        plans.into_iter().find(|plan| plan.entity.name == entity)
+    }
+
     /// Consumer group of a stage: `<pipeline>.<stage>`. The fused run and the features stage share `features`, because
     /// they consume the same sources to the same end.
     pub fn group(&self, stage: &str) -> String {
@@ -637,7 +676,7 @@ impl Plan {
 
     /// Topic of dead letters of all stages.
     pub fn dead_letter_topic(&self) -> String {
-        format!("{}.dead-letters", self.name)
+        format!("{}.dead-letters", self.pipeline.as_deref().unwrap_or(&self.name))
     }
 
     /// Compacted topic that remembers which dead letters were replayed.

@@ -31,7 +31,7 @@ pub struct Spec {
     /// The model registry.
     #[serde(default)]
     pub registry: RegistrySpec,
-    /// What features are about: a customer, a store. One for each pipeline.
+    /// What features are about: a customer, a product.
     pub entities: IndexMap<String, EntitySpec>,
     /// Topics with events, their schema, key and event time.
     pub sources: IndexMap<String, SourceSpec>,
@@ -39,6 +39,9 @@ pub struct Spec {
     /// feature, `<table>_<column>`, and the table's name is that of their Feast feature view.
     #[serde(default)]
     pub tables: IndexMap<String, TableSpec>,
+    /// Events of a source keyed anew, by another entity: a source of that name, for feature groups and windows.
+    #[serde(default)]
+    pub rekey: IndexMap<String, RekeySpec>,
     /// Feature groups: aggregations of one source's column over windows. The table's name is the prefix of the features'
     /// names, and the name of the group's Feast feature view.
     #[serde(default)]
@@ -294,6 +297,29 @@ pub struct TableSpec {
     /// Columns to add: name = "SQL over the row and the columns before it".
     #[serde(default)]
     pub derive: IndexMap<String, String>,
+}
+
+/// Events of a source, keyed by another entity.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RekeySpec {
+    /// Source whose events are keyed anew.
+    pub source: String,
+    /// Entity that keys them now.
+    pub entity: String,
+    /// Field of each of the entity's join keys, where it has another name.
+    #[serde(default)]
+    pub key: IndexMap<String, String>,
+    /// Topic of the events by their new key. Default: `<pipeline>.<source>.by-<entity>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topic: Option<String>,
+    /// Partitions of that topic. Default: as many as the source's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub partitions: Option<u32>,
+    /// How long that topic keeps its records. Default: for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<String>,
 }
 
 /// A field with an instant.

@@ -180,7 +180,7 @@ impl Ledger {
                 totals.dead.fetch_add(counts.dead, Ordering::Relaxed);
             }
             for (counter, emitted) in self.emitted.iter().zip(&applied.emitted) {
-                counter.increment(emitted.as_ref().map_or(0, |batch| batch.num_rows() as u64));
+                counter.increment(emitted.as_ref().map_or(0, |rows| rows.batch.num_rows() as u64));
             }
             rows += applied.rows.batch.num_rows() as u64;
             online += applied.online.batch.num_rows() as u64;

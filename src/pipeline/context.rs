@@ -12,8 +12,8 @@ use super::RunError;
 use super::instance::Instance;
 use super::role;
 use super::worker::Finish;
-use crate::broker::{self, Broker, BrokerError, Offsets, OutRecord, SchemaRegistry, TopicSettings};
-use crate::config::plan::{BrokerPlan, OnlinePlan, Plan};
+use crate::broker::{self, Broker, BrokerError, Offsets, OutRecord, SchemaRegistry, TopicPartition, TopicSettings};
+use crate::config::plan::{BrokerPlan, OnlinePlan, Plan, RekeyPlan};
 use crate::config::units;
 use crate::drift::IncidentState;
 use crate::drift::worker::DriftObservation;
@@ -98,6 +98,8 @@ pub struct Wiring {
     pub registry: Arc<dyn Registry>,
     /// The schema registry, where one is configured.
     pub schemas: Option<Arc<SchemaRegistry>>,
+    /// The same for each of the plan's other entities, which have stores of their own.
+    pub others: Vec<Wiring>,
 }
 
 impl Wiring {
@@ -116,6 +118,27 @@ impl Wiring {
         let client_id = format!("driftline-{}", plan.name);
         let open_broker = || broker::open(&plan.broker, &client_id);
         let broker = wait_for("broker", stop, patience, open_broker, BrokerError::is_retriable)?;
+        let schemas = match &plan.broker {
+            BrokerPlan::Kafka { schema_registry: Some(url), .. } => {
+                Some(Arc::new(SchemaRegistry::new(url, runtime.clone())?))
+            }
+            _ => None,
+        };
+        let registry = model::open_registry(&plan.registry)?;
+        let of = |plan: &Plan| Self::of(plan, stages, (&broker, &registry, &schemas), runtime, stop, patience);
+        let others = plan.others.iter().filter(|_| stages.features).map(|other| of(other)).collect::<Result<_, _>>()?;
+        Ok(Self { others, ..of(plan)? })
+    }
+
+    /// The stores of one entity's plan, and what all share.
+    fn of(
+        plan: &Plan,
+        stages: Stages,
+        (broker, registry, schemas): (&Arc<dyn Broker>, &Arc<dyn Registry>, &Option<Arc<SchemaRegistry>>),
+        runtime: &Handle,
+        stop: &Stop,
+        patience: Duration,
+    ) -> Result<Self, RunError> {
         let offline = OfflineStore::open(plan, runtime.clone())?;
         let role = offline.role()?;
         let (mut online, mut lookups) = (None, None);
@@ -126,20 +149,15 @@ impl Wiring {
             lookups = (!plan.lookups.is_empty()).then(|| Arc::clone(&store));
             online = (!role.is_following()).then_some(store);
         }
-        let schemas = match &plan.broker {
-            BrokerPlan::Kafka { schema_registry: Some(url), .. } => {
-                Some(Arc::new(SchemaRegistry::new(url, runtime.clone())?))
-            }
-            _ => None,
-        };
         Ok(Self {
-            broker,
+            broker: Arc::clone(broker),
             role,
             online,
             lookups,
             offline: Arc::new(offline),
-            registry: model::open_registry(&plan.registry)?,
-            schemas,
+            registry: Arc::clone(registry),
+            schemas: schemas.clone(),
+            others: Vec::new(),
         })
     }
 }
@@ -175,6 +193,16 @@ fn wait_for<T, E: std::fmt::Display + Into<RunError>>(
     }
 }
 
+/// What the re-keyers of a process wrote.
+#[derive(Default)]
+pub(super) struct Rekeyed {
+    /// They have committed something. The last record of each partition is then a mark, perhaps with the marker of its
+    /// transaction behind it.
+    pub wrote: AtomicBool,
+    /// Once they have ended: the ends of their topics' partitions.
+    pub ends: Mutex<Option<Offsets>>,
+}
+
 /// See the module.
 pub struct Context {
     /// The pipeline.
@@ -183,6 +211,8 @@ pub struct Context {
     pub stages: Stages,
     /// The outside world.
     pub wiring: Wiring,
+    /// The feature stage of the pipeline's other entities.
+    pub others: Vec<Arc<Context>>,
     /// Numbers and happenings.
     pub board: Arc<Board>,
     /// Ends everything in order.
@@ -206,6 +236,8 @@ pub struct Context {
     pub(super) owned: Mutex<BTreeMap<usize, Vec<i32>>>,
     /// Which workers have read all, with `--until-end`.
     pub(super) finish: Mutex<Finish>,
+    /// What the re-keyers of this process wrote. Shared by all entities' contexts.
+    pub(super) rekeyed: Arc<Rekeyed>,
     /// Asks the monitor to end once it has read all predictions.
     pub(super) drain_drift: Stop,
     /// Asks the retrain worker to end once it has read all retraining events.
@@ -255,10 +287,24 @@ impl Context {
                 RunError::Definition(format!("no instance name could be taken: {e}; give one with --instance"))
             })?,
         };
+        let rekeyed = Arc::default();
+        let mut others = Vec::new();
+        for (other, wiring) in plan.others.iter().zip(std::mem::take(&mut wiring.others)) {
+            let stages = Stages { features: true, score: false, drift: false, retrain: false };
+            let board = Board::new(other.sources.iter().map(|source| source.name.as_ref()));
+            let context = Self::new(Arc::clone(other), stages, wiring, board, options.clone(), stop.clone())?;
+            others.push(context);
+        }
+        for other in &mut others {
+            let other = Arc::get_mut(other).expect("nobody else has it yet");
+            other.rekeyed = Arc::clone(&rekeyed);
+        }
         let mut context = Self {
             plan,
             stages,
             wiring,
+            others,
+            rekeyed,
             board,
             stop,
             workers: 1,
@@ -315,6 +361,15 @@ impl Context {
         Ok(wanted.min(partitions).max(1))
     }
 
+    /// Workers that key a source anew: as many as read it, and no more than it has partitions.
+    ///
+    /// # Errors
+    /// The log's.
+    pub(super) fn rekeyers(&self, plan: &RekeyPlan) -> Result<usize, RunError> {
+        let partitions = self.wiring.broker.topic(&plan.from.topic)?.map_or(1, |topic| topic.partitions.len());
+        Ok(self.workers.min(partitions).max(1))
+    }
+
     /// Topics of the sources, in the plan's order.
     pub(super) fn source_topics(&self) -> Vec<Arc<str>> {
         self.plan.sources.iter().map(|s| Arc::clone(&s.topic)).collect()
@@ -343,14 +398,17 @@ impl Context {
         if self.stages.features {
             let mut found: Vec<(String, usize)> = Vec::new();
             for (topic, source) in self.source_topics().iter().zip(&self.plan.sources) {
+                let read = source.rekeyed.as_ref().map_or(topic, |plan| &plan.from.topic);
                 if embedded {
                     let compacted = source.table.is_some();
-                    broker.create_topic(topic, &TopicSettings { compacted, ..log(default_partitions) })?;
+                    broker.create_topic(read, &TopicSettings { compacted, ..log(default_partitions) })?;
                 }
-                let info = broker
-                    .topic(topic)?
-                    .ok_or_else(|| BrokerError::NoSuchTopic { topic: topic.to_string(), broker: broker.describe() })?;
-                found.push((topic.to_string(), info.partitions.len()));
+                let no_topic = || BrokerError::NoSuchTopic { topic: read.to_string(), broker: broker.describe() };
+                let mut partitions = broker.topic(read)?.ok_or_else(no_topic)?.partitions.len();
+                if let Some(plan) = &source.rekeyed {
+                    partitions = self.prepare_rekeyed(topic, plan, partitions)?;
+                }
+                found.push((topic.to_string(), partitions));
             }
             if found.iter().any(|(_, n)| *n != found[0].1) {
                 let list: Vec<_> = found.iter().map(|(t, n)| format!("{t} has {n}")).collect();
@@ -399,6 +457,29 @@ impl Context {
             broker.create_topic(&retraining.audit_topic, &log(1))?;
         }
         Ok(())
+    }
+
+    /// Creates the topic of a source that is keyed anew, or checks the one that is there. Returns its number of partitions.
+    fn prepare_rekeyed(&self, topic: &str, plan: &RekeyPlan, of_source: usize) -> Result<usize, RunError> {
+        let broker = &self.wiring.broker;
+        let partitions = plan.partitions.map_or(of_source, |partitions| partitions as usize);
+        let settings = TopicSettings {
+            partitions: u32::try_from(partitions).unwrap_or(u32::MAX),
+            compacted: false,
+            retention_ms: plan.retention.map(|retention| i64::try_from(retention.as_millis()).unwrap_or(i64::MAX)),
+        };
+        broker.create_topic(topic, &settings)?;
+        let found = broker.topic(topic)?.map_or(0, |info| info.partitions.len());
+        if found != partitions {
+            let wanted = match plan.partitions {
+                Some(_) => "declared".to_owned(),
+                None => format!("what '{}' has", plan.from.topic),
+            };
+            return Err(RunError::Definition(format!(
+                "topic '{topic}' has {found} partitions, and {partitions} are {wanted}: events would change their partition; say partitions = {found} in [rekey], or name a new topic there"
+            )));
+        }
+        Ok(found)
     }
 
     /// Puts a request for retraining on the retraining topic, as the monitor would; returns its id.
@@ -451,6 +532,9 @@ impl Context {
         if !self.options.until_end {
             return;
         }
+        if !running.iter().any(|name| name.starts_with("rekey-")) {
+            self.rekeyed.ends.lock().get_or_insert_with(|| self.rekeyed_ends());
+        }
         let scoring = running.iter().any(|name| name.starts_with("worker-") || name.starts_with("score-"));
         if !scoring {
             self.drain_drift.request();
@@ -458,6 +542,18 @@ impl Context {
         if !scoring && !running.iter().any(|name| name == "drift") {
             self.drain_retrain.request();
         }
+    }
+
+    /// The ends of the topics that are keyed anew. One that the log does not tell is taken to be read once it is caught up with.
+    fn rekeyed_ends(&self) -> Offsets {
+        let mut ends = Offsets::new();
+        for (source, _) in self.plan.rekeyed() {
+            let info = self.wiring.broker.topic(&source.topic).ok().flatten();
+            for (partition, (_, end)) in (0..).zip(info.iter().flat_map(|info| &info.partitions)) {
+                ends.insert(TopicPartition::new(Arc::clone(&source.topic), partition), *end);
+            }
+        }
+        ends
     }
 
     /// Stops following the alias.

@@ -11,6 +11,7 @@ mod checkpoints;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use arrow::array::{AsArray, BooleanArray, RecordBatch};
@@ -31,11 +32,11 @@ use crate::config::plan::{SourcePlan, Unavailable};
 use crate::runtime::clock;
 use crate::runtime::failpoint;
 use crate::score::{BatchLimits, Batcher, CloseReason, Closed, Scorer, Scores};
-use crate::source::{DeadLetter, Decoded, SourceDecoder, dead_letter};
+use crate::source::{DeadLetter, Decoded, SourceDecoder, dead_letter, rekeyed};
 use crate::store::{Manifest, OfflineError, OnlineError};
 use crate::telemetry::board::Kind;
 use crate::telemetry::metrics::{Step, Steps};
-use crate::window::{Applied, FeatureRows, Published, Task, TaskClock, WindowError, row_columns};
+use crate::window::{Applied, FeatureRows, Published, Task, TaskClock, WindowError, emitted_columns, row_columns};
 
 /// Name of the stage: of its consumer group and in metrics.
 const STAGE: &str = "features";
@@ -52,7 +53,9 @@ const HELD_POLL: Duration = Duration::from_millis(20);
 pub(super) fn run(context: &Arc<Context>, number: usize) -> Result<(), RunError> {
     let mut scorer = context.scorer(number);
     worker::keep_joined(context, STAGE, number, |progress| {
-        Worker::open(context, number, &mut scorer, progress).and_then(Worker::run)
+        let ended = Worker::open(context, number, &mut scorer, progress).and_then(Worker::run);
+        context.owned.lock().remove(&number);
+        ended
     })
 }
 
@@ -64,8 +67,8 @@ struct Slot {
     task: Task,
     /// Committed next offset of each source; no dead letter below it is produced again.
     committed: Vec<i64>,
-    /// What is published of the asking source, and is neither produced nor committed again.
-    published: Published,
+    /// What is published of each source, and is neither produced nor committed again.
+    published: Vec<Published>,
     /// Dead letters whose offset is not yet passed by the task.
     dead: VecDeque<DeadLetter>,
     /// When each source last brought a record.
@@ -238,16 +241,14 @@ impl<'a> Worker<'a> {
             .iter()
             .map(|t| committed.get(&TopicPartition::new(Arc::clone(t), partition)).map_or(0, |o| o.0))
             .collect();
-        let mut published = Published { next: NextOffset(0), frontier: None };
-        if let Some(score) = &context.plan.score {
-            let topic = Arc::clone(&topics[score.on]);
-            let notes = context.hold("broker", BrokerError::is_retriable, || {
-                context.wiring.broker.notes(&group, std::slice::from_ref(&topic))
-            })?;
-            let frontier = notes.get(&TopicPartition::new(topic, partition)).copied();
-            published = Published { next: NextOffset(committed[score.on]), frontier };
-            task.resume(&published);
-        }
+        let notes =
+            context.hold("broker", BrokerError::is_retriable, || context.wiring.broker.notes(&group, &topics))?;
+        let published = topics.iter().zip(&committed).map(|(topic, committed)| Published {
+            next: NextOffset(*committed),
+            frontier: notes.get(&TopicPartition::new(Arc::clone(topic), partition)).copied(),
+        });
+        let published: Vec<Published> = published.collect();
+        published.iter().enumerate().for_each(|(source, published)| task.resume(source, published));
         let epoch = context.wiring.role.epoch();
         let handed_over = context.wiring.online.is_none()
             || context.hold("offline", OfflineError::is_retriable, || {
@@ -289,7 +290,13 @@ impl<'a> Worker<'a> {
                 .iter()
                 .position(|s| s.topic == records.partition.topic)
                 .expect("only the sources' topics are subscribed");
-            let decoded = self.decode(source, records)?;
+            let unpacked = plan.sources[source].rekeyed.is_some().then(|| rekeyed::unpack(records));
+            let (next, records) = (records.next(), unpacked.as_ref().map_or(records, |(events, _)| events));
+            let mut decoded = self.decode(source, records)?;
+            if let (Some((_, rekeyed)), Some(NextOffset(next))) = (&unpacked, next) {
+                decoded.batch.next = next;
+                decoded.batch.rekeyed = Some(rekeyed::of_rows(rekeyed, records, &decoded.batch.offsets));
+            }
             self.samples.extend(sample(records));
             self.ledger.nonfinite(source, decoded.nonfinite);
             let slot = self.slots.get_mut(&partition).expect("it was there a few lines above");
@@ -327,6 +334,7 @@ impl<'a> Worker<'a> {
         let now = clock::monotonic();
         let partitions: Vec<i32> = self.slots.keys().copied().collect();
         for partition in partitions {
+            let rekeyed = self.rekeyed(partition);
             let slot = self.slots.get_mut(&partition).expect("only a rebalance removes slots");
             for (_, last) in slot.last_record.iter_mut().enumerate().filter(|(source, _)| slot.pauses.has(*source)) {
                 *last = now;
@@ -340,7 +348,7 @@ impl<'a> Worker<'a> {
                 .collect();
             // The end of what a version follows is the end of nothing.
             if self.context.options.until_end && !self.context.is_following() {
-                if caught_up.iter().all(|caught_up| *caught_up) {
+                if rekeyed && caught_up.iter().all(|caught_up| *caught_up) {
                     slot.task.end();
                 }
                 // The end of a topic is the end of its time: a source that is paused for it need not wait any longer.
@@ -366,7 +374,7 @@ impl<'a> Worker<'a> {
                 }
                 if applied.counts.iter().any(|c| c.read > 0) {
                     slot.dirty = true;
-                    let emitted = applied.emitted.iter().flatten();
+                    let emitted = applied.emitted.iter().flatten().map(|rows| &rows.batch);
                     let (mut rows, mut bytes) = (0, 0);
                     for batch in emitted.chain([&applied.rows.batch]) {
                         rows += batch.num_rows();
@@ -430,10 +438,30 @@ impl<'a> Worker<'a> {
         self.context.finish.lock().may_end(self.number, at_end)
     }
 
+    /// True where the re-keyers of this process have ended, and all that they wrote is read of a partition.
+    fn rekeyed(&self, partition: i32) -> bool {
+        let sources = self.context.plan.sources.iter().enumerate();
+        let mut own = sources.filter(|(_, source)| source.rekeyed.is_some()).peekable();
+        if own.peek().is_none() {
+            return true;
+        }
+        let (wrote, ends) = (&self.context.rekeyed.wrote, self.context.rekeyed.ends.lock());
+        let (Some(ends), Some(slot)) = (ends.as_ref(), self.slots.get(&partition)) else { return false };
+        let settled = slot.task.settled();
+        own.all(|(source, plan)| {
+            let at = TopicPartition::new(Arc::clone(&plan.topic), partition);
+            let Some(end) = ends.get(&at).filter(|end| end.0 > 0) else { return true };
+            // A committed transaction becomes visible a moment after its commit is answered.
+            let visible = !wrote.load(Ordering::Acquire) || settled[source].is_some_and(|next| next.0 >= end.0 - 1);
+            visible && self.ends.consumer.end(&at) >= Some(*end)
+        })
+    }
+
     /// True where nothing is left to read or apply.
     fn at_end(&self) -> bool {
         let sources = &self.context.plan.sources;
         !self.slots.is_empty()
+            && self.slots.keys().all(|partition| self.rekeyed(*partition))
             && self.slots.iter().all(|(partition, slot)| {
                 (0..sources.len()).all(|s| {
                     // A version that follows goes on holding what the watermark has not passed.
@@ -477,19 +505,13 @@ impl<'a> Worker<'a> {
 
         let (mut offsets, mut notes) = (Offsets::new(), Notes::new());
         let mut dead = Vec::new();
-        let on = context.plan.score.as_ref().map(|score| score.on);
         for (partition, slot) in &mut self.slots {
             let next = slot.task.settled();
-            for (source, next) in next.iter().enumerate() {
-                let Some(next) = *next else { continue };
-                let at = TopicPartition::new(Arc::clone(&context.plan.sources[source].topic), *partition);
-                if on == Some(source) {
-                    if let Some(published) = slot.published.after(&slot.task, source) {
-                        notes.extend(published.frontier.map(|frontier| (at.clone(), frontier)));
-                        offsets.insert(at, next);
-                    }
-                } else if next.0 > slot.committed[source] {
-                    offsets.insert(at, next);
+            for (source, published) in slot.published.iter().enumerate() {
+                if let Some(published) = published.after(&slot.task, source) {
+                    let at = TopicPartition::new(Arc::clone(&context.plan.sources[source].topic), *partition);
+                    notes.extend(published.frontier.map(|frontier| (at.clone(), frontier)));
+                    offsets.insert(at, published.next);
                 }
             }
             let committed = slot.committed.clone();
@@ -507,8 +529,11 @@ impl<'a> Worker<'a> {
             let Some(slot) = self.slots.get(partition) else { continue };
             for (number, rows) in applied.emitted.iter().enumerate() {
                 if let Some(rows) = rows {
-                    let committed = slot.committed[context.plan.windows[number].source];
-                    self.ends.output.encode_windows(number, *partition, &from_offset(rows, committed))?;
+                    let published = &slot.published[context.plan.windows[number].source];
+                    let offsets = rows.batch.column_by_name(emitted_columns::OFFSET).expect("rows of windows have it");
+                    let offsets = offsets.as_primitive::<Int64Type>().values().iter();
+                    let rows = not_published(&rows.batch, published, offsets.zip(&rows.event_times))?;
+                    self.ends.output.encode_windows(number, *partition, &rows)?;
                 }
             }
         }
@@ -524,7 +549,7 @@ impl<'a> Worker<'a> {
                 slot.rows.push(applied.rows.batch);
             }
             for (rows, emitted) in slot.windows.iter_mut().zip(applied.emitted) {
-                rows.extend(emitted);
+                rows.extend(emitted.map(|emitted| emitted.batch));
             }
         }
         Ok(())
@@ -556,24 +581,17 @@ impl<'a> Worker<'a> {
         let column = |name| rows.column_by_name(name).expect("the row schema has it");
         let offsets = column(row_columns::OFFSET).as_primitive::<Int64Type>().values();
         let times = column(row_columns::EVENT_TIME).as_primitive::<TimestampMillisecondType>().values();
-        let fresh = offsets.iter().zip(times).map(|(offset, time)| !slot.published.has(*offset, *time));
-        let fresh = BooleanArray::from_iter(fresh.map(Some));
-        if fresh.true_count() == rows.num_rows() {
-            return Ok(rows.clone());
-        }
-        filter_record_batch(rows, &fresh).map_err(|e| RunError::Window(WindowError::Rows(e.to_string())))
+        let Some(score) = &self.context.plan.score else { return Ok(rows.clone()) };
+        not_published(rows, &slot.published[score.on], offsets.iter().zip(times))
     }
 
     fn committed(&mut self, offsets: &Offsets, notes: &Notes) {
         let sources = &self.context.plan.sources;
-        let on = self.context.plan.score.as_ref().map(|score| &sources[score.on].topic);
         for (at, next) in offsets {
             let source = sources.iter().position(|s| s.topic == at.topic);
             if let (Some(slot), Some(source)) = (self.slots.get_mut(&at.partition), source) {
                 slot.committed[source] = next.0;
-                if on == Some(&at.topic) {
-                    slot.published = Published { next: *next, frontier: notes.get(at).copied() };
-                }
+                slot.published[source] = Published { next: *next, frontier: notes.get(at).copied() };
             }
         }
     }
@@ -641,11 +659,17 @@ fn ranges(numbers: &[i32]) -> String {
     out.join(", ")
 }
 
-/// Rows whose event lies at or above an offset, of rows in the order of offsets.
-fn from_offset(rows: &RecordBatch, committed: i64) -> RecordBatch {
-    let offsets = rows.column_by_name(row_columns::OFFSET).expect("rows of all kinds have it");
-    let published = offsets.as_primitive::<Int64Type>().values().partition_point(|offset| *offset < committed);
-    rows.slice(published, rows.num_rows() - published)
+/// Rows that are not published yet, given the offset and the event time of the event that each is owed to.
+fn not_published<'a>(
+    rows: &RecordBatch,
+    published: &Published,
+    events: impl Iterator<Item = (&'a i64, &'a i64)>,
+) -> Result<RecordBatch, RunError> {
+    let fresh = BooleanArray::from_iter(events.map(|(offset, time)| Some(!published.has(*offset, *time))));
+    if fresh.true_count() == rows.num_rows() {
+        return Ok(rows.clone());
+    }
+    filter_record_batch(rows, &fresh).map_err(|e| RunError::Window(WindowError::Rows(e.to_string())))
 }
 
 /// One batch of all tasks' rows. A single one is not copied.

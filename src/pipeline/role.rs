@@ -72,7 +72,7 @@ impl Context {
 
     /// True once the run has ended, or is to end, because the version's role is another.
     pub fn has_new_role(&self) -> bool {
-        self.new_role.load(Ordering::Acquire)
+        self.new_role.load(Ordering::Acquire) || self.others.iter().any(|other| other.has_new_role())
     }
 
     /// Asks whether the version's role is still what it was when the run began; where not, the run is asked to end.

@@ -27,7 +27,9 @@ pub(super) fn run(context: &Arc<Context>, number: usize) -> Result<(), RunError>
         return Err(RunError::Definition("the scoring stage needs [score]".into()));
     };
     worker::keep_joined(context, STAGE, number, |progress| {
-        Worker::open(context, number, &mut scorer, progress).and_then(Worker::run)
+        let ended = Worker::open(context, number, &mut scorer, progress).and_then(Worker::run);
+        context.owned.lock().remove(&number);
+        ended
     })
 }
 

@@ -36,6 +36,13 @@ pub(super) fn poll_wait(due: Option<Instant>, most: Duration) -> Duration {
 #[derive(Debug, Default)]
 pub(super) struct Progress(Cell<bool>);
 
+impl Progress {
+    /// Says that something is committed.
+    pub fn note(&self) {
+        self.0.set(true);
+    }
+}
+
 /// Runs sessions of a worker until one ends for good. A session that has lost its partitions or its right to publish is
 /// followed by one with fresh state.
 pub(super) fn keep_joined(
@@ -50,7 +57,6 @@ pub(super) fn keep_joined(
     loop {
         let progress = Progress::default();
         let ended = session(&progress);
-        context.owned.lock().remove(&number);
         match ended {
             Err(error) if error.is_lost() && losses.allow_another(&progress) => {
                 context.board.say(Kind::Rebalance, None, format!("{name} joins again: {error}"));
@@ -216,7 +222,7 @@ impl<'a> Ends<'a> {
             holding: &|error, backoff| context.holding("broker", error, backoff),
         }
         .publish(offsets, dead, |producer| output.send(producer))?;
-        self.progress.0.set(true);
+        self.progress.note();
         Ok(())
     }
 }

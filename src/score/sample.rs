@@ -35,6 +35,7 @@ pub(super) fn plan(keys: &[(&str, DataType)]) -> Plan {
         filter: None,
         derive: Vec::new(),
         table: None,
+        rekeyed: None,
     };
     let derived = [
         ("spend", DataType::Float64),
@@ -44,6 +45,8 @@ pub(super) fn plan(keys: &[(&str, DataType)]) -> Plan {
         ("last_seen", DataType::Timestamp),
     ];
     Plan {
+        others: Vec::new(),
+        pipeline: None,
         name: "ch\"urn".into(),
         folder: PathBuf::new(),
         root: PathBuf::new(),

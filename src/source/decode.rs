@@ -165,6 +165,7 @@ impl SourceDecoder {
                 next: records.next().map_or(-1, |next| next.0),
                 read: records.len() as u64,
                 filtered,
+                rekeyed: None,
             },
             dead,
             nonfinite,

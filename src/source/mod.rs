@@ -11,6 +11,7 @@ mod json;
 pub mod json_schema;
 mod labels;
 pub mod protobuf;
+pub mod rekeyed;
 pub mod replay;
 pub(crate) mod skip;
 mod table;
@@ -46,6 +47,30 @@ pub struct SourceBatch {
     pub read: u64,
     /// Records that `where` left out. None of a table: there they are rows without facts, as are records without a value.
     pub filtered: u64,
+    /// Of a source that is keyed anew: where the rows come from.
+    pub rekeyed: Option<Rekeyed>,
+}
+
+/// Where the rows of a batch were before their source was keyed anew, and how far it is there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rekeyed {
+    /// Partition and offset of each row. They order rows of one event time.
+    pub origins: Vec<(i32, i64)>,
+    /// What the batch says of event time, in order.
+    pub marks: Vec<Mark>,
+}
+
+/// Event time of a partition of the source before, all of whose events up to there are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    /// The partition.
+    pub partition: i32,
+    /// How many there are.
+    pub channels: usize,
+    /// Its highest event time, ms; `None` before the first event.
+    pub newest: Option<i64>,
+    /// Nothing has come for so long that it holds back the others no more.
+    pub idle: bool,
 }
 
 /// A record that could not be used, with all that is needed to understand and replay it.

@@ -19,6 +19,8 @@ macro_rules! names {
 names! {
     /// Records read from a source, kept or not. Labels: pipeline, source.
     counter SOURCE_READ = "driftline_source_records_read_total";
+    /// Records keyed anew, written to the topic of their new key. Labels: pipeline, source.
+    counter REKEYED = "driftline_rekey_records_written_total";
     /// Rows applied to window state. Labels: pipeline, source.
     counter WINDOW_APPLIED = "driftline_window_rows_applied_total";
     /// Records that a source's `where` left out. Labels: pipeline, source.

@@ -13,7 +13,6 @@ mod sessions;
 
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType as ArrowType, Field, Schema, SchemaRef};
 
 use self::buffer::EmittedBuffer;
@@ -25,7 +24,7 @@ use super::entities::hash;
 use super::ordered::visit;
 use super::texts::Texts;
 use super::watermark::SourceTime;
-use super::{WindowError, emitted_columns};
+use super::{EmittedRows, WindowError, emitted_columns};
 use crate::config::plan::{Column, DataType, EmittedPlan, Function, Span};
 
 /// The windows of one table `[windows.NAME]`, compiled.
@@ -214,12 +213,12 @@ impl OpenWindows {
     /// Closes what the watermark has passed, then gives early results, where they are due. The event itself is not in them.
     #[cold]
     fn tick(&mut self, engine: &Engine, event: Event<'_>, clock: &SourceTime) {
-        let (source, offset) = (event.source, event.offset);
+        let (source, at) = (event.source, (event.offset, event.row[0] as i64));
         let Some(watermark) = clock.watermark() else { return };
         for (table, emitted) in self.tables.iter_mut().zip(&engine.emitted).filter(|(_, e)| e.source == source) {
             let rows = &mut table.rows;
             let mut put = |last: bool, key: &[u8], start: i64, end: i64, lanes: &[u64]| {
-                rows.push(key, start, end, last, offset, |put| {
+                rows.push(key, start, end, last, at, |put| {
                     let span = aggregate::Span { as_of: end, seconds: (end - start) as f64 / 1000.0 };
                     emitted.lanes.read(0, &emitted.functions, lanes, span, put);
                 });
@@ -247,7 +246,7 @@ impl OpenWindows {
     }
 
     /// The rows since the last call, one batch a table; none where there are no rows.
-    pub fn build(&mut self, engine: &Engine, texts: &Texts) -> Result<Vec<Option<RecordBatch>>, WindowError> {
+    pub fn build(&mut self, engine: &Engine, texts: &Texts) -> Result<Vec<Option<EmittedRows>>, WindowError> {
         let tables = self.tables.iter_mut().zip(&engine.emitted);
         tables.map(|(table, emitted)| table.rows.build(emitted, &engine.keys, texts)).collect()
     }

@@ -10,9 +10,7 @@ use super::entities::Entity;
 use super::state::{Layout, State};
 use super::tile::{Window, Windows};
 use super::{WindowError, row_columns};
-use crate::config::plan::{
-    Column, DataType, Emit, Function, GroupPlan, OnlinePlan, Plan, SourcePlan, TablePlan, WindowPlan,
-};
+use crate::config::plan::{Column, DataType, Function, GroupPlan, OnlinePlan, Plan, SourcePlan, TablePlan, WindowPlan};
 use crate::source::expression::{Expression, ExpressionError};
 
 /// The windows of a pipeline, shared by all its tasks.
@@ -44,6 +42,8 @@ pub(super) struct Source {
     pub name: Arc<str>,
     pub topic: Arc<str>,
     pub out_of_order_ms: i64,
+    /// It is keyed anew: its event time is that of several partitions.
+    pub rekeyed: bool,
     /// Columns that its batches have.
     pub columns: Vec<Column>,
     /// Which of them are the entity's keys, in the entity's order.
@@ -141,7 +141,7 @@ impl Engine {
             keys: plan.entity.keys.clone(),
             on: plan.score.as_ref().map(|score| score.on),
             online: !matches!(plan.online, OnlinePlan::Off),
-            event_time: plan.score.as_ref().is_some_and(|score| score.emit == Emit::EventTime),
+            event_time: plan.is_in_event_time(),
             sources,
             schema: row_schema(plan),
             features,
@@ -346,6 +346,7 @@ impl Source {
             name: source.name.clone(),
             topic: source.topic.clone(),
             out_of_order_ms: i64::try_from(source.out_of_order.as_millis()).unwrap_or(i64::MAX),
+            rekeyed: source.rekeyed.is_some(),
             columns,
             key_columns,
             values: outline.values,

@@ -1,7 +1,8 @@
 //! Rows that are held until the watermark has passed them: `emit = "event_time"`.
 //!
 //! A row is let go once no row before it can still come: its event time lies before the watermarks of all sources that are
-//! not idle. Rows are let go in the order of (event time, source, offset), so that what is computed from them does not
+//! not idle. Rows are let go in the order of (event time, source, offset), where the source is keyed anew by partition and
+//! offset before, so that what is computed from them does not
 //! depend on the order in which they arrived within their sources' bounds.
 //!
 //! What is let go is no prefix of the log. It is known all the same from one offset a source and one instant, the
@@ -31,8 +32,8 @@ pub(super) struct Held {
     more: bool,
     /// What was held when the state was saved is not all read again yet.
     resuming: bool,
-    /// What was published before the restoration.
-    published: Option<Published>,
+    /// What was published before the restoration, of the sources of which anything was.
+    published: Vec<Published>,
     /// Late rows that are still to be told.
     pub late: Vec<Late>,
 }
@@ -52,6 +53,8 @@ struct Published {
 struct Place {
     time: i64,
     source: usize,
+    /// Partition and offset before it was keyed anew; elsewhere its offset alone.
+    origin: (i32, i64),
     offset: i64,
     batch: u64,
     row: usize,
@@ -110,7 +113,7 @@ impl Held {
             ended: false,
             more: false,
             resuming: false,
-            published: None,
+            published: Vec::new(),
             late: Vec::new(),
         }
     }
@@ -130,7 +133,7 @@ impl Held {
     /// Says what was published before, so that one offset and one frontier go on telling it: nothing after the frontier is
     /// let go before the offset is read again, and what comes from then on is let go at once where it is not after it.
     pub fn resume(&mut self, source: usize, offset: NextOffset, frontier: i64) {
-        self.published = Some(Published { source, offset, frontier, passed: false });
+        self.published.push(Published { source, offset, frontier, passed: false });
     }
 
     /// The least offset that the next batch of a source may start with.
@@ -145,17 +148,22 @@ impl Held {
         let (mut held, mut late) = (Vec::with_capacity(rows.times.len()), Vec::new());
         for (row, (&time, &offset)) in rows.times.iter().zip(&rows.offsets).enumerate() {
             let before = clock.newest;
-            let is_late = clock.late(source, offset, time);
-            let known = offset < queue.restored.0 && time <= queue.restored.1;
+            let again = offset < queue.restored.0;
+            let (is_late, origin) = match &rows.origins {
+                // The clock is that of the slowest partition before: it follows marks. What was held is not late now.
+                Some(origins) => (clock.is_late(source, offset, time).filter(|_| !again), origins[row]),
+                None => (clock.late(source, offset, time), (0, offset)),
+            };
+            let known = again && time <= queue.restored.1;
             let waits = is_late.is_none() && !known;
             late.extend(is_late);
-            if let Some(published) = self.published.as_mut().filter(|published| published.source == source) {
+            for published in self.published.iter_mut().filter(|published| published.source == source) {
                 published.passed |= offset >= published.offset.0 && time <= published.frontier;
             }
             held.push(waits.then_some(before));
             if waits {
                 queue.rows += 1;
-                self.waiting.push(Reverse(Place { time, source, offset, batch, row }));
+                self.waiting.push(Reverse(Place { time, source, origin, offset, batch, row }));
             }
         }
         let missed = late.len() as u64;
@@ -194,14 +202,15 @@ impl Held {
         let (mut watermark, mut ended) = (watermark, self.ended);
         // Up to here no limit holds: it is told as let go already.
         let mut at_least = self.frontier;
-        if let Some(published) = self.published {
-            let end = Some(published.frontier.saturating_add(1));
-            if published.passed {
-                watermark = watermark.max(end);
-                at_least = at_least.max(published.frontier);
-            } else if !caught_up[published.source] && self.queues[published.source].offered < Some(published.offset) {
-                (watermark, ended) = (watermark.min(end), false);
-            }
+        let end = |published: &Published| Some(published.frontier.saturating_add(1));
+        for published in self.published.iter().filter(|published| published.passed) {
+            watermark = watermark.max(end(published));
+            at_least = at_least.max(published.frontier);
+        }
+        let unread =
+            |p: &&Published| !p.passed && !caught_up[p.source] && self.queues[p.source].offered < Some(p.offset);
+        for published in self.published.iter().filter(unread) {
+            (watermark, ended) = (watermark.min(end(published)), false);
         }
         let mut count = 0;
         let mut last = self.frontier;

@@ -23,6 +23,7 @@
 
 mod aggregate;
 mod capture;
+mod channels;
 mod cold;
 mod double_double;
 mod emitted;
@@ -101,6 +102,15 @@ pub struct FeatureRows {
     pub sequence: Vec<i64>,
 }
 
+/// Rows of one table of emitted windows.
+#[derive(Debug, Clone)]
+pub struct EmittedRows {
+    /// Entity keys, beginning and end, the functions, the rest of [`emitted_columns`].
+    pub batch: RecordBatch,
+    /// For each row: the event time, ms, of the event at its offset.
+    pub event_times: Vec<i64>,
+}
+
 /// What a task knows of its sources beyond the rows it was offered. One entry a source, in the plan's order.
 #[derive(Debug, Clone, Copy)]
 pub struct TaskClock<'a> {
@@ -157,9 +167,9 @@ pub struct Applied {
     pub rows: FeatureRows,
     /// One row an entity that any event touched, as of the entity's newest event.
     pub online: FeatureRows,
-    /// Rows of the windows that closed and of early results, a batch for each of the plan's windows that has any: keys, then the
-    /// columns of [`emitted_columns`] and the functions. Ascending by [`emitted_columns::OFFSET`].
-    pub emitted: Vec<Option<RecordBatch>>,
+    /// Rows of the windows that closed and of early results, for each of the plan's windows that has any. In the order in which
+    /// the events at [`emitted_columns::OFFSET`] were applied.
+    pub emitted: Vec<Option<EmittedRows>>,
     /// Rows that came too late, in the order of their source; each was also told by [`Task::offer`].
     pub late: Vec<Late>,
     /// First unapplied offset of each source; `None` before its first batch.

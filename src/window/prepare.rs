@@ -50,6 +50,7 @@ impl Engine {
         let mut prepared = Prepared {
             times: batch.event_times.clone(),
             offsets: batch.offsets.clone(),
+            origins: batch.rekeyed.as_ref().map(|rekeyed| rekeyed.origins.clone()),
             rows: vec![0; count * source.layout.row],
             keys,
             next: batch.next,

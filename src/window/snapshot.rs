@@ -40,6 +40,7 @@ pub(super) use self::encode::Encoder;
 pub(super) use self::packed::Packed;
 pub(super) use self::restore::Restore;
 use super::WindowError;
+use super::channels::Channels;
 use super::cold::OUT;
 use super::emitted::pieces;
 use super::engine::{Engine, Source, Value};
@@ -89,6 +90,9 @@ struct HeldRecord {
     newest: Vec<Option<i64>>,
     /// Rows applied.
     rows: i64,
+    /// By source: event times of the partitions before, where it is keyed anew.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    channels: Vec<Option<Channels>>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -203,6 +207,10 @@ fn schema(task: &Task, follows: u32) -> Result<SchemaRef, WindowError> {
             read: held.read(),
             newest: held.left().into_iter().map(|left| left.newest).collect(),
             rows: task.reordered,
+            channels: match task.settled_channels.iter().any(Option::is_some) {
+                true => task.settled_channels.clone(),
+                false => Vec::new(),
+            },
         }),
     };
     let record = serde_json::to_string(&record).map_err(|error| WindowError::Rows(error.to_string()))?;

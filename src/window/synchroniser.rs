@@ -18,6 +18,8 @@ pub(super) struct Prepared {
     /// Event times.
     pub times: Vec<i64>,
     pub offsets: Vec<i64>,
+    /// Where the source is keyed anew: partition and offset before, which order rows of one event time.
+    pub origins: Option<Vec<(i32, i64)>>,
     /// Flat rows: time, mask, values.
     pub rows: Vec<u64>,
     pub keys: Keys,

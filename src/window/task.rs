@@ -9,6 +9,7 @@ use arrow::array::RecordBatch;
 
 use super::aggregate::Span;
 use super::capture::{Captures, Chain, Extent, Slice};
+use super::channels::Channels;
 use super::cold::{Cold, ColdStore, OUT};
 use super::emitted::{Event, OpenWindows};
 use super::engine::Engine;
@@ -48,6 +49,10 @@ pub struct Task {
     /// What waits for the watermark, where rows are applied in event-time order. The synchroniser then has nothing between
     /// two calls.
     pub(super) held: Option<Held>,
+    /// By source: event time of the partitions before, where it is keyed anew. As of the last row offered.
+    channels: Vec<Option<Channels>>,
+    /// The same as of the last output.
+    pub(super) settled_channels: Vec<Option<Channels>>,
     /// Event time as of the last row offered, to tell late rows early.
     pub(super) offered: Vec<SourceTime>,
     /// What offering found and the next output has to tell.
@@ -106,13 +111,20 @@ impl Task {
 
     /// An empty task that goes on at these offsets.
     pub(super) fn at(engine: Arc<Engine>, partition: i32, positions: Vec<Option<NextOffset>>) -> Self {
-        let sources = engine.sources.iter().map(SourceTime::of);
-        let time = TaskTime::new(sources.collect(), engine.on);
+        let offered: Vec<SourceTime> = engine.sources.iter().map(SourceTime::of).collect();
+        // What waited for the watermark is applied in order: nothing before a row is still to come.
+        let applied = match engine.event_time {
+            true => engine.sources.iter().map(SourceTime::in_order).collect(),
+            false => offered.clone(),
+        };
+        let time = TaskTime::new(applied, engine.on);
         Self {
             partition,
             entities: Entities::new(engine.sources()),
             texts: Texts::default(),
-            offered: time.sources.clone(),
+            channels: engine.sources.iter().map(|source| source.rekeyed.then(Channels::default)).collect(),
+            settled_channels: vec![None; offered.len()],
+            offered,
             time,
             held: engine.event_time.then(|| Held::new(&positions)),
             applied: vec![0; engine.sources()],
@@ -198,7 +210,13 @@ impl Task {
         let prepared = self.engine.prepare(&batch, &mut self.texts, &mut self.failures)?;
         let offered = &mut self.offered[index];
         if let Some(held) = &mut self.held {
-            return Ok(held.push(index, prepared, offered, &mut self.counts[index]));
+            let times = self.channels[index].is_some().then(|| prepared.times.clone());
+            let late = held.push(index, prepared, offered, &mut self.counts[index]);
+            if let (Some(channels), Some(batch), Some(times)) = (&mut self.channels[index], &batch.rekeyed, times) {
+                channels.take(batch, &times);
+                offered.newest = offered.newest.max(channels.newest());
+            }
+            return Ok(late);
         }
         let times = prepared.times.iter().zip(&prepared.offsets);
         let late = times.filter_map(|(&time, &offset)| offered.late(index, offset, time)).collect();
@@ -213,12 +231,20 @@ impl Task {
     /// # Errors
     /// A column of features cannot be built. The state is then ahead of its output: drop the task and restore it.
     pub fn advance(&mut self, clock: &TaskClock<'_>, limit: usize) -> Result<Applied, WindowError> {
+        // What is keyed anew says itself when it holds back nothing.
+        let idle = clock.idle.iter().zip(&self.channels);
+        let idle: Vec<bool> =
+            idle.map(|(idle, channels)| channels.as_ref().map_or(*idle, Channels::are_idle)).collect();
+        let clock = &TaskClock { idle: &idle, ..*clock };
         self.time.update(clock);
         self.output.clear();
         let applied =
             if self.held.is_some() { self.apply_released(clock, limit) } else { self.apply_all(clock, limit) };
         if let Some(held) = &mut self.held {
             held.settle(&self.offered);
+            if !held.is_resuming() {
+                self.settled_channels.clone_from(&self.channels);
+            }
         }
         self.add_online_rows();
         let output = self.build(clock);
@@ -275,7 +301,9 @@ impl Task {
         let late_before = self.output.late.len();
         for row in range {
             let (time, offset) = (batch.times[row], batch.offsets[row]);
-            if let Some(late) = self.time.sources[index].late(index, offset, time) {
+            if self.held.is_some() && source.table.is_none() {
+                self.time.sources[index].pass(time, self.offered[index].watermark());
+            } else if let Some(late) = self.time.sources[index].late(index, offset, time) {
                 self.output.late.push(late);
                 continue;
             }
@@ -288,7 +316,8 @@ impl Task {
                 let event = Event { source: index, offset, key, row: words };
                 self.windows.take(engine, event, &self.time.sources[index]);
             }
-            if engine.features.is_empty() {
+            // Derived features alone make rows of the events that ask for one.
+            if engine.features.is_empty() && engine.on != Some(index) {
                 continue;
             }
             let entity = self.entities.entity(key);
@@ -481,10 +510,10 @@ impl Task {
         self.held.is_some()
     }
 
-    /// Says what was published before the task was restored, so that [`Published::after`] can go on telling it.
-    pub fn resume(&mut self, published: &Published) {
-        if let (Some(held), Some(on), Some(frontier)) = (&mut self.held, self.engine.on, published.frontier) {
-            held.resume(on, published.next, frontier);
+    /// Says what was published of a source before the task was restored, so that [`Published::after`] can go on telling it.
+    pub fn resume(&mut self, source: usize, published: &Published) {
+        if let (Some(held), Some(frontier)) = (&mut self.held, published.frontier) {
+            held.resume(source, published.next, frontier);
         }
     }
 
@@ -534,6 +563,14 @@ impl Task {
             buffered: self.synchroniser.bytes() + self.held.as_ref().map_or(0, Held::bytes),
             on_disk: self.cold.as_ref().map_or(0, Cold::disk_bytes),
         }
+    }
+
+    /// Goes on from the event times of the partitions before, of the sources that are keyed anew.
+    pub(super) fn restore_channels(&mut self, saved: Vec<Option<Channels>>) {
+        for (channels, saved) in self.channels.iter_mut().zip(&saved).filter(|(channels, _)| channels.is_some()) {
+            channels.clone_from(saved);
+        }
+        self.settled_channels = saved;
     }
 
     /// The whole state as of the last [`Task::advance`], at least one batch. Its schema, and what the words in it mean, are

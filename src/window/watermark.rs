@@ -18,6 +18,12 @@ impl SourceTime {
         Self { newest: None, out_of_order: source.out_of_order_ms, takes_late: source.table.is_some() }
     }
 
+    /// Of rows that are applied in event-time order. Rows of a table that are late count, too, out of order.
+    pub fn in_order(source: &Source) -> Self {
+        let out_of_order = if source.table.is_some() { source.out_of_order_ms } else { 0 };
+        Self { out_of_order, ..Self::of(source) }
+    }
+
     /// No event before this instant is accepted any more.
     #[inline]
     pub fn watermark(&self) -> Option<i64> {
@@ -36,9 +42,22 @@ impl SourceTime {
         }
     }
 
+    /// Takes a row that was not late when it was offered, in event-time order. `watermark` is the source's as of the last row
+    /// offered: rows beyond it are taken only where the end was told, and then an earlier one may still come.
+    #[inline]
+    pub fn pass(&mut self, event_time: i64, watermark: Option<i64>) {
+        self.newest = self.newest.max(watermark.map(|watermark| watermark.min(event_time)));
+    }
+
     /// As [`SourceTime::observe`], telling the late row.
     pub fn late(&mut self, source: usize, offset: i64, event_time: i64) -> Option<Late> {
         self.observe(event_time).err().map(|watermark| Late { source, offset, event_time, watermark })
+    }
+
+    /// Tells a late row, and takes none.
+    pub fn is_late(&self, source: usize, offset: i64, event_time: i64) -> Option<Late> {
+        let watermark = self.watermark().filter(|watermark| event_time < *watermark)?;
+        Some(Late { source, offset, event_time, watermark })
     }
 }
 

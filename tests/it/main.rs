@@ -17,6 +17,7 @@ mod outcome;
 mod process;
 mod protobuf;
 mod registry;
+mod rekey;
 mod scoring_plan;
 mod servers;
 mod shipped;

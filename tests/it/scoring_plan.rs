@@ -12,6 +12,8 @@ use driftline::config::plan::{
 pub fn scoring_plan(root: &Path, features: &[(&str, DataType)]) -> Plan {
     let column = |(name, data_type): (&str, DataType)| Column { name: name.into(), data_type };
     Plan {
+        others: Vec::new(),
+        pipeline: None,
         name: "test".into(),
         folder: root.to_owned(),
         root: root.to_owned(),

@@ -22,5 +22,6 @@ pub fn purchases(topic: &str, format: Format, fields: &[(&str, DataType)]) -> So
         filter: None,
         derive: Vec::new(),
         table: None,
+        rekeyed: None,
     }
 }

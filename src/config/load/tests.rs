@@ -508,14 +508,6 @@ fn windows_are_checked(#[case] lines_: &str, #[case] expected: &[&str]) {
 }
 
 #[test]
-fn windows_on_close_and_event_time_order_do_not_go_together() {
-    let windows = "[windows.visits]\nsource = \"purchases\"\nfunctions = [\"count\"]\ntumbling = \"1m\"\n";
-    let text = PIPELINE.replace("[score]\n", &format!("{windows}[score]\nemit = \"event_time\"\n"));
-    let found = lines(load_text(&text));
-    assert!(found.len() == 1 && found[0].contains("are not taken in event-time order"), "{found:?}");
-}
-
-#[test]
 fn the_rows_of_windows_have_no_two_columns_of_a_name() {
     let text = PIPELINE
         .replace("customer_id = \"string\"", "sum = \"string\"")
@@ -636,4 +628,75 @@ proptest! {
         let project = Project::new(PIPELINE, PURCHASE);
         let _ = project.load(&[], &[(&key, &value)]);
     }
+}
+
+/// `PIPELINE` with a second entity, to which purchases are keyed anew.
+fn with_channels() -> String {
+    let entity = "[entities.channel]\nkey = { channel = \"string\" }\n[entities.customer]";
+    let rekey = "[rekey.by_channel]\nsource = \"purchases\"\nentity = \"channel\"\n[features.sold]\nsource = \"by_channel\"\nof = \"price\"\nfunctions = [\"sum\"]\nwindows = [\"1h\"]\n[features.spend]";
+    let logins = "[sources.logins]\nentity = \"customer\"";
+    PIPELINE
+        .replace("[entities.customer]", entity)
+        .replace("[features.spend]", rekey)
+        .replace("[sources.logins]", logins)
+}
+
+#[test]
+fn a_second_entity_leaves_the_plan_of_the_first_as_it_was() {
+    let alone = load_text(PIPELINE).unwrap();
+    let plan = load_text(&with_channels()).unwrap();
+    assert_eq!((&plan.definition, &plan.name), (&alone.definition, &alone.name));
+    assert_eq!((plan.entity.name.as_str(), plan.sources.len(), plan.groups.len()), ("customer", 2, 2));
+    assert_eq!(plan.score.as_ref().unwrap().on, 0);
+    let [other] = plan.others.as_slice() else { panic!("{:?}", plan.others) };
+    assert_eq!((other.name.as_str(), other.entity.name.as_str()), ("churn.by-channel", "channel"));
+    assert_eq!((other.dead_letter_topic(), other.is_in_event_time()), (plan.dead_letter_topic(), true));
+    let [source] = other.sources.as_slice() else { panic!("{:?}", other.sources) };
+    assert_eq!((&*source.topic, &*source.key_fields[0]), ("churn.purchases.by-channel", "channel"));
+    let from = &source.rekeyed.as_ref().unwrap().from;
+    let fields: Vec<&str> = from.fields.iter().map(|field| &*field.name).collect();
+    assert_eq!((fields, &*from.topic), (vec!["purchased_at", "quantity", "channel"], "churn.purchases"));
+    assert_ne!(other.definition, plan.definition);
+}
+
+#[rstest]
+#[case::entity("entity = \"channel\"", "entity = \"shop\"", "unknown entity `shop`")]
+#[case::source("source = \"purchases\"\nentity", "source = \"purchase\"\nentity", "unknown source `purchase`")]
+#[case::same(
+    "source = \"purchases\"\nentity = \"channel\"",
+    "source = \"purchases\"\nentity = \"customer\"",
+    "is keyed by entity `customer` already"
+)]
+#[case::unsaid(
+    "[sources.logins]\nentity = \"customer\"",
+    "[sources.logins]",
+    "which entity source `logins` is keyed by"
+)]
+#[case::derived("\"spend_sum_1h /", "\"sold_sum_1h + spend_sum_1h /", "is a feature of entity `channel`")]
+#[case::scored(
+    "features = [\"spend_sum_30d\"",
+    "features = [\"sold_sum_1h\", \"spend_sum_30d\"",
+    "is a feature of entity `channel`"
+)]
+#[case::asks("on = \"purchases\"", "on = \"by_channel\"", "its events ask for no predictions")]
+#[case::topic(
+    "entity = \"channel\"",
+    "entity = \"channel\"\ntopic = \"churn.logins\"",
+    "is the topic of `logins`, too"
+)]
+fn what_is_keyed_anew_is_checked(#[case] from: &str, #[case] to: &str, #[case] message: &str) {
+    let text = with_channels();
+    assert!(text.contains(from), "{from}");
+    let found = lines(load_text(&text.replacen(from, to, 1)));
+    assert!(found.iter().any(|fault| fault.contains(message)), "{message}: {found:?}");
+}
+
+#[test]
+fn predictions_beside_a_source_keyed_anew_are_made_in_event_time_order() {
+    let rekey =
+        "[rekey.again]\nsource = \"logins\"\nentity = \"customer\"\nkey = { customer_id = \"user\" }\n[features.spend]";
+    let text = PIPELINE.replace("[features.spend]", rekey);
+    let found = lines(load_text(&text));
+    assert!(found.len() == 1 && found[0].contains("keyed anew and are taken in event-time order"), "{found:?}");
+    load_text(&text.replace("[score]\n", "[score]\nemit = \"event_time\"\n")).unwrap();
 }

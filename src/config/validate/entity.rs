@@ -2,8 +2,9 @@
 
 use super::identifier;
 use crate::config::document::{Collector, Site};
+use crate::config::names;
 use crate::config::plan::{Column, DataType, EntityPlan};
-use crate::config::spec::{KeyType, Spec};
+use crate::config::spec::{EntitySpec, KeyType, Spec};
 use crate::window::row_columns;
 
 /// Columns of feature rows that are neither keys nor features, so that neither can have their names.
@@ -16,18 +17,16 @@ pub(super) const ROW_COLUMNS: &[&str] = &[
     row_columns::WATERMARK,
 ];
 
-pub(super) fn entity(spec: &Spec, root: &Site<'_>, faults: &mut Collector) -> Option<EntityPlan> {
+pub(super) fn entities(spec: &Spec, root: &Site<'_>, faults: &mut Collector) -> Vec<EntityPlan> {
     let site = root.get("entities");
-    let Some((name, entity)) = spec.entities.first() else {
+    if spec.entities.is_empty() {
         let help = "declare it: [entities.customer] with key = { customer_id = \"string\" }";
         faults.report(&site.key(), "there is no entity", Some(help.into()));
-        return None;
-    };
-    for other in spec.entities.keys().skip(1) {
-        let help = format!("`{name}` is declared before; make the others pipelines of their own");
-        faults.report(&site.get(other).key(), "a pipeline is about one entity", Some(help));
     }
-    let site = site.get(name);
+    spec.entities.iter().filter_map(|(name, entity)| entity_plan(name, entity, &site.get(name), faults)).collect()
+}
+
+fn entity_plan(name: &str, entity: &EntitySpec, site: &Site<'_>, faults: &mut Collector) -> Option<EntityPlan> {
     identifier(name, "entity", &site.key(), faults);
     let key = site.get("key");
     if entity.key.is_empty() {
@@ -47,5 +46,16 @@ pub(super) fn entity(spec: &Spec, root: &Site<'_>, faults: &mut Collector) -> Op
         };
         keys.push(Column { name: key_name.as_str().into(), data_type });
     }
-    Some(EntityPlan { name: name.clone(), keys })
+    Some(EntityPlan { name: name.to_owned(), keys })
+}
+
+/// The index of a named entity, or a fault.
+pub(super) fn find(name: &str, entities: &[EntityPlan], site: &Site<'_>, faults: &mut Collector) -> Option<usize> {
+    let names = entities.iter().map(|entity| entity.name.as_str());
+    let found = names.clone().position(|known| known == name);
+    if found.is_none() {
+        let help = names::suggestion(name, "entities", names);
+        faults.report(&site.value(), format!("unknown entity `{name}`"), help);
+    }
+    found
 }

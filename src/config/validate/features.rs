@@ -22,6 +22,8 @@ pub(super) struct Features {
     pub(super) derived: Vec<DerivedPlan>,
     /// All columns so far, in order.
     columns: Vec<Column>,
+    /// Features of other entities, and why they are not among the columns.
+    of_others: Vec<(String, String)>,
     /// Groups some of whose features are unknown.
     broken_groups: Vec<String>,
     /// Derived features whose type is unknown.
@@ -41,6 +43,7 @@ impl Features {
         &mut self,
         group: GroupPlan,
         complete: bool,
+        of_other: Option<String>,
         kind: &str,
         site: &Site<'_>,
         taken: &mut HashMap<String, String>,
@@ -53,7 +56,10 @@ impl Features {
             if let Some(what) = taken.insert(column.name.to_string(), format!("a feature of {kind} `{}`", group.name)) {
                 faults.report(&site.key(), format!("feature `{}` has the name of {what}", column.name), None);
             }
-            self.columns.push(column.clone());
+            match &of_other {
+                None => self.columns.push(column.clone()),
+                Some(reason) => self.of_others.push((column.name.to_string(), reason.clone())),
+            }
         }
         self.groups.push(group);
     }
@@ -82,11 +88,11 @@ impl Features {
         let found = self.columns.iter().find(|c| *c.name == *name);
         if found.is_none() && !self.may_exist(name) {
             let known = self.columns.iter().map(|c| &*c.name);
-            faults.report(
-                &site.value(),
-                format!("unknown feature `{name}`"),
-                names::suggestion(name, "features", known),
-            );
+            let (message, help) = match self.of_others.iter().find(|(other, _)| other == name) {
+                Some((_, reason)) => (format!("`{name}` {reason}"), None),
+                None => (format!("unknown feature `{name}`"), names::suggestion(name, "features", known)),
+            };
+            faults.report(&site.value(), message, help);
         }
         found
     }
@@ -95,7 +101,7 @@ impl Features {
 pub(super) fn features(
     spec: &Spec,
     root: &Site<'_>,
-    entity: Option<&EntityPlan>,
+    (entities, first): (&[EntityPlan], usize),
     tables: Vec<(GroupPlan, bool)>,
     sources: &mut [Draft<'_>],
     faults: &mut Collector,
@@ -107,21 +113,27 @@ pub(super) fn features(
     }
     let mut taken: HashMap<String, String> = HashMap::new();
     taken.extend(ROW_COLUMNS.iter().map(|name| ((*name).to_owned(), "a column of feature rows".to_owned())));
-    taken.extend(entity.iter().flat_map(|e| &e.keys).map(|key| (key.name.to_string(), "a join key".to_owned())));
+    taken.extend(entities.iter().flat_map(|e| &e.keys).map(|key| (key.name.to_string(), "a join key".to_owned())));
     taken.insert(SCORE.to_owned(), "the monitor's name for the prediction".to_owned());
 
     let mut features = Features {
         groups: Vec::new(),
         derived: Vec::new(),
         columns: Vec::new(),
+        of_others: Vec::new(),
         broken_groups: Vec::new(),
         broken_derived: BTreeSet::new(),
         taken: HashMap::new(),
     };
+    let of_other = |sources: &[Draft<'_>], source: usize| {
+        let other = sources[source].entity.filter(|entity| *entity != first)?;
+        Some(format!("is a feature of entity `{}`, and the row is of `{}`", entities[other].name, entities[first].name))
+    };
     for (table, complete) in tables {
         let site = root.get("tables").get(&table.name);
         own_view(&table.name, &site, faults);
-        features.add(table, complete, "table", &site, &mut taken, faults);
+        let of_other = of_other(sources, table.source);
+        features.add(table, complete, of_other, "table", &site, &mut taken, faults);
     }
     for (name, group) in &spec.features {
         let site = site.get(name);
@@ -141,7 +153,10 @@ pub(super) fn features(
             .is_some_and(|plan| plan.of.is_some() == group.of.is_some() && plan.by.is_some() != group.by.is_empty());
         let complete = faults.count() == before && !site.has_fault() && complete;
         match plan {
-            Some(plan) => features.add(plan, complete, "group", &site, &mut taken, faults),
+            Some(plan) => {
+                let of_other = of_other(sources, plan.source);
+                features.add(plan, complete, of_other, "group", &site, &mut taken, faults);
+            }
             None => features.broken_groups.push(name.clone()),
         }
     }
@@ -229,12 +244,13 @@ fn derived(
         if let Some(what) = taken.insert(name.clone(), "another derived feature".to_owned()) {
             faults.report(&site.key(), format!("derived feature `{name}` has the name of {what}"), None);
         }
-        let later: Vec<(String, String)> = spec
+        let mut later: Vec<(String, String)> = spec
             .derived
             .keys()
             .skip_while(|other| *other != name)
             .map(|other| (other.clone(), "is not derived yet: move it before this one".to_owned()))
             .collect();
+        later.extend(features.of_others.iter().cloned());
         let unknown: Vec<String> = Expression::names_in(text)
             .into_iter()
             .filter(|used| !features.columns.iter().any(|c| *c.name == **used) && features.may_exist(used))

@@ -7,6 +7,7 @@ mod entity;
 mod features;
 mod lookups;
 mod model;
+mod rekey;
 mod sources;
 mod stores;
 mod tables;
@@ -16,7 +17,6 @@ mod windows;
 use std::path::Path;
 use std::time::Duration;
 
-use super::definition;
 use super::document::{Collector, Place, Site};
 use super::plan::{Column, Plan};
 use super::spec::Spec;
@@ -43,16 +43,19 @@ pub(super) fn plan(spec: &Spec, root: &Site<'_>, folders: &Folders<'_>, faults: 
         faults.report(&root.get("name").value(), "the pipeline's name is longer than 200 bytes", None);
     }
     let stores = stores::stores(spec, root, folders, faults);
-    let entity = entity::entity(spec, root, faults);
-    let mut drafts = sources::sources(spec, root, entity.as_ref(), folders, faults);
-    let tables = tables::tables(spec, root, entity.as_ref(), &mut drafts, faults);
-    let mut features = features::features(spec, root, entity.as_ref(), tables, &mut drafts, faults);
+    let entities = entity::entities(spec, root, faults);
+    let mut drafts = sources::sources(spec, root, &entities, folders, faults);
+    let tables = tables::tables(spec, root, &entities, &mut drafts, faults);
+    rekey::rekeyed(spec, root, &entities, &mut drafts, faults);
+    let first = rekey::first_entity(spec, &drafts);
+    let mut features = features::features(spec, root, (&entities, first), tables, &mut drafts, faults);
     let lookups = lookups::lookups(spec, root, &mut features, faults);
-    let windows = windows::windows(spec, root, entity.as_ref(), &mut drafts, faults);
-    let labels = sources::labels(spec, root, entity.as_ref(), folders, faults);
+    let windows = windows::windows(spec, root, &entities, &mut drafts, faults);
+    let labels = sources::labels(spec, root, entities.get(first), folders, faults);
     let model = model::model(spec, root, &features, faults);
 
-    let mut plan = Plan {
+    let about: Option<Vec<usize>> = drafts.iter().map(|draft| draft.entity).collect();
+    let plan = Plan {
         name: spec.name.clone(),
         folder: folders.pipeline.to_owned(),
         root: folders.root.to_owned(),
@@ -62,7 +65,9 @@ pub(super) fn plan(spec: &Spec, root: &Site<'_>, folders: &Folders<'_>, faults: 
         offline: stores.offline,
         state: stores.state,
         registry: stores.registry,
-        entity: entity?,
+        entity: entities.get(first)?.clone(),
+        others: Vec::new(),
+        pipeline: None,
         sources: drafts.into_iter().map(sources::Draft::finish).collect(),
         groups: features.groups,
         derived: features.derived,
@@ -73,8 +78,11 @@ pub(super) fn plan(spec: &Spec, root: &Site<'_>, folders: &Folders<'_>, faults: 
         monitor: model.monitor,
         retraining: model.retraining,
     };
-    features::collisions(&plan, root, faults);
-    plan.definition = definition::hash(&plan);
+    let plan = rekey::divide(plan, entities, &about?, first);
+    rekey::check_emit(&plan, root, faults);
+    for plan in std::iter::once(&plan).chain(plan.others.iter().map(AsRef::as_ref)) {
+        features::collisions(plan, root, faults);
+    }
     Some(plan)
 }
 

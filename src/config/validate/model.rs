@@ -3,7 +3,7 @@
 use super::features::Features;
 use super::{reference, some_duration, topic_like, unit};
 use crate::config::document::{Collector, Site};
-use crate::config::plan::{Column, DataType, Emit, GatesPlan, MonitorPlan, MonitorWindow, RetrainingPlan, ScorePlan};
+use crate::config::plan::{Column, DataType, GatesPlan, MonitorPlan, MonitorWindow, RetrainingPlan, ScorePlan};
 use crate::config::spec::{MonitorSpec, RetrainingSpec, ScoreSpec, Spec};
 use crate::config::{defaults, names, units};
 use crate::retrain::policy::Policy;
@@ -53,12 +53,14 @@ fn score_plan(
     features: &Features,
     faults: &mut Collector,
 ) -> Option<ScorePlan> {
-    let on = reference(&score.on, "source", spec.sources.keys().map(String::as_str), &site.get("on"), faults);
-    if score.emit == Emit::EventTime && !spec.windows.is_empty() {
-        let help = "emit the windows from a pipeline of their own: they follow the log, whatever the order of arrival";
-        let message = "windows that are emitted when they close are not taken in event-time order";
-        faults.report(&site.get("emit").value(), message, Some(help.into()));
-    }
+    let place = site.get("on");
+    let on = if spec.rekey.contains_key(&score.on) {
+        let message = format!("`{}` is keyed anew: its events ask for no predictions", score.on);
+        faults.report(&place.value(), message, Some("name the source that they come from, or another one".into()));
+        None
+    } else {
+        reference(&score.on, "source", spec.sources.keys().map(String::as_str), &place, faults)
+    };
     topic_like(&score.model, "model", &site.get("model"), faults);
     topic_like(&score.alias, "alias", &site.get("alias"), faults);
     if score.providers.is_empty() {

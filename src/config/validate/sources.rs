@@ -5,24 +5,31 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 
-use super::{Folders, column, duration, identifier, some_duration, sql, topic_like};
+use super::{Folders, column, duration, entity, identifier, some_duration, sql, topic_like};
 use crate::config::document::{Collector, Site};
 use crate::config::names;
-use crate::config::plan::{Column, DataType, EntityPlan, Format, LabelsPlan, SourcePlan, TablePlan, TimeUnit};
+use crate::config::plan::{
+    Column, DataType, EntityPlan, Format, LabelsPlan, RekeyPlan, SourcePlan, TablePlan, TimeUnit,
+};
 use crate::config::schema_file::{SchemaFile, SchemaFileError};
-use crate::config::spec::{FormatSpec, SourceSpec, Spec, TableSpec, TimeSpec};
+use crate::config::spec::{FormatSpec, RekeySpec, SourceSpec, Spec, TableSpec, TimeSpec};
 
 /// A source whose used fields are still being found.
 pub(super) struct Draft<'d> {
     /// Where it is declared.
     pub(super) site: Site<'d>,
+    /// Index of its entity; `None` where that is unknown for another fault.
+    pub(super) entity: Option<usize>,
     /// The plan, without its fields.
     plan: SourcePlan,
     record: Record,
     used: BTreeSet<Arc<str>>,
+    /// What decides whether an event counts, and when: the event time and what `where` needs.
+    decides: BTreeSet<Arc<str>>,
 }
 
 /// What is known of a topic's records.
+#[derive(Clone)]
 struct Record {
     format: Format,
     /// The declared fields; `None` where they are unknown for another fault.
@@ -31,7 +38,7 @@ struct Record {
     unusable: Vec<(String, String)>,
 }
 
-impl Draft<'_> {
+impl<'d> Draft<'d> {
     /// Name in the file.
     pub(super) fn name(&self) -> &str {
         &self.plan.name
@@ -85,11 +92,41 @@ impl Draft<'_> {
         self.used.extend(names.cloned());
     }
 
+    /// The same events, keyed by another entity, from a topic of driftline's own.
+    pub(super) fn rekeyed(
+        &self,
+        (name, spec): (&str, &RekeySpec),
+        topic: &str,
+        entity: (usize, &EntityPlan),
+        site: Site<'d>,
+        faults: &mut Collector,
+    ) -> Self {
+        let keys = key_fields(&spec.key, Some(entity.1), &self.record, self.name(), &site, faults);
+        let retention = spec.retention.as_ref().map(|text| some_duration(text, &site.get("retention"), faults));
+        let decides = self.decides.iter().chain(&keys).cloned().collect();
+        let fields = pick(&self.record, &decides);
+        let from = SourcePlan { fields, key_fields: keys.clone(), derive: Vec::new(), ..self.plan.clone() };
+        let rekeyed = RekeyPlan { from, keys: entity.1.keys.clone(), partitions: spec.partitions, retention };
+        let used = self.used.iter().chain(&keys).cloned().collect();
+        let plan = SourcePlan {
+            name: name.into(),
+            topic: topic.into(),
+            key_fields: keys,
+            rekeyed: Some(Arc::new(rekeyed)),
+            ..self.plan.clone()
+        };
+        Self { site, entity: Some(entity.0), plan, record: self.record.clone(), used, decides: self.decides.clone() }
+    }
+
     /// The plan, with the fields that are used, in the record's order.
     pub(super) fn finish(self) -> SourcePlan {
-        let fields = self.record.fields.unwrap_or_default();
-        SourcePlan { fields: fields.into_iter().filter(|c| self.used.contains(&c.name)).collect(), ..self.plan }
+        SourcePlan { fields: pick(&self.record, &self.used), ..self.plan }
     }
+}
+
+/// The fields of these names, in the record's order.
+fn pick(record: &Record, names: &BTreeSet<Arc<str>>) -> Vec<Column> {
+    record.fields.iter().flatten().filter(|column| names.contains(&column.name)).cloned().collect()
 }
 
 /// What sources and tables say of their topic in the same way.
@@ -150,7 +187,7 @@ impl<'s> From<&'s TableSpec> for Declared<'s> {
 pub(super) fn sources<'d>(
     spec: &Spec,
     root: &Site<'d>,
-    entity: Option<&EntityPlan>,
+    entities: &[EntityPlan],
     folders: &Folders<'_>,
     faults: &mut Collector,
 ) -> Vec<Draft<'d>> {
@@ -197,7 +234,7 @@ pub(super) fn sources<'d>(
                 topics.insert(source.topic, name);
             }
         }
-        drafts.push(draft(name, &source, site, entity, folders, faults));
+        drafts.push(draft(name, &source, site, entities, folders, faults));
     }
     drafts
 }
@@ -206,18 +243,24 @@ fn draft<'d>(
     name: &str,
     spec: &Declared<'_>,
     site: Site<'d>,
-    entity: Option<&EntityPlan>,
+    entities: &[EntityPlan],
     folders: &Folders<'_>,
     faults: &mut Collector,
 ) -> Draft<'d> {
     identifier(name, "source", &site.key(), faults);
     topic_like(spec.topic, "topic", &site.get("topic"), faults);
-    if let (Some(named), Some(entity)) = (spec.entity, entity)
-        && *named != *entity.name
-    {
-        let help = names::suggestion(named, "entities", [entity.name.as_str()]);
-        faults.report(&site.get("entity").value(), format!("unknown entity `{named}`"), help);
-    }
+    let names = entities.iter().map(|entity| entity.name.as_str());
+    let index = match spec.entity {
+        Some(_) if entities.is_empty() => None,
+        Some(named) => entity::find(named, entities, &site.get("entity"), faults),
+        None if entities.len() > 1 => {
+            let help = format!("one of {}: entity = \"{}\"", names.collect::<Vec<_>>().join(", "), entities[0].name);
+            faults.report(&site.key(), format!("which entity source `{name}` is keyed by has to be said"), Some(help));
+            None
+        }
+        None => (!entities.is_empty()).then_some(0),
+    };
+    let entity = index.map(|index| &entities[index]);
     let record = record(spec.format, spec.schema, Some(spec.fields), &site, folders, faults);
     let key_fields = key_fields(spec.key, entity, &record, name, &site, faults);
     let (event_time, event_time_unit) = match spec.event_time {
@@ -227,6 +270,7 @@ fn draft<'d>(
 
     let fields = record.fields.as_deref();
     let mut used: BTreeSet<Arc<str>> = key_fields.iter().cloned().chain([event_time.clone()]).collect();
+    let mut decides = BTreeSet::from([event_time.clone()]);
     if let Some(filter) = spec.filter {
         let place = site.get("where");
         let mut unusable = record.unusable.clone();
@@ -234,6 +278,7 @@ fn draft<'d>(
         unusable.extend(spec.derive.keys().map(|name| (name.clone(), later.to_owned())));
         if let Some(filter) = sql(filter, true, fields, &unusable, &place, faults) {
             used.extend(filter.columns().cloned());
+            decides.extend(filter.columns().cloned());
         }
     }
     let mut columns = fields.map(<[Column]>::to_vec);
@@ -271,9 +316,10 @@ fn draft<'d>(
         filter: spec.filter.map(str::to_owned),
         derive,
         table: None,
+        rekeyed: None,
     };
     let record = if complete { record } else { Record { fields: None, ..record } };
-    Draft { site, plan, record, used }
+    Draft { site, entity: index, plan, record, used, decides }
 }
 
 pub(super) fn labels(

@@ -12,7 +12,7 @@ use crate::config::spec::{Spec, TableSpec};
 pub(super) fn tables(
     spec: &Spec,
     root: &Site<'_>,
-    entity: Option<&EntityPlan>,
+    entities: &[EntityPlan],
     drafts: &mut [Draft<'_>],
     faults: &mut Collector,
 ) -> Vec<(GroupPlan, bool)> {
@@ -29,6 +29,7 @@ pub(super) fn tables(
             let help = "a column besides the keys and the event time";
             faults.report(&site.key(), format!("table `{name}` has no column"), Some(help.into()));
         }
+        let entity = draft.entity.map(|entity| &entities[entity]);
         let record_key = record_key(table, entity, &site.get("record_key"), faults);
         let of_column = |of: &Column| {
             let feature = format!("{name}_{}", name_part(&of.name));

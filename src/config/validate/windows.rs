@@ -16,7 +16,7 @@ use crate::window::emitted_columns;
 pub(super) fn windows(
     spec: &Spec,
     root: &Site<'_>,
-    entity: Option<&EntityPlan>,
+    entities: &[EntityPlan],
     sources: &mut [Draft<'_>],
     faults: &mut Collector,
 ) -> Vec<EmittedPlan> {
@@ -40,7 +40,7 @@ pub(super) fn windows(
         if let Some(other) = topics.insert(topic.clone(), name.clone()) {
             faults.report(&site.get("topic").value(), format!("window `{other}` has the topic `{topic}`, too"), None);
         }
-        plans.extend(window_plan(name, window, topic, &site, entity, sources, faults));
+        plans.extend(window_plan(name, window, topic, &site, entities, sources, faults));
     }
     plans
 }
@@ -50,7 +50,7 @@ fn window_plan(
     spec: &WindowSpec,
     topic: String,
     site: &Site<'_>,
-    entity: Option<&EntityPlan>,
+    entities: &[EntityPlan],
     sources: &mut [Draft<'_>],
     faults: &mut Collector,
 ) -> Option<EmittedPlan> {
@@ -75,6 +75,7 @@ fn window_plan(
         let Some(data_type) = function.output_type(of.as_ref().map(|of| of.data_type)) else { continue };
         computed.push((*function, column(&function.to_string(), data_type)));
     }
+    let entity = source.and_then(|source| sources[source].entity).map(|entity| &entities[entity]);
     for key in entity.iter().flat_map(|entity| &entity.keys) {
         let taken = emitted_columns::ALL.contains(&&*key.name) || computed.iter().any(|(_, c)| c.name == key.name);
         if taken {

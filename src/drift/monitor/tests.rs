@@ -21,6 +21,8 @@ const DAY: i64 = 86_400_000;
 
 fn plan(window: MonitorWindow, when: &str) -> Plan {
     Plan {
+        others: Vec::new(),
+        pipeline: None,
         name: "shop".into(),
         folder: PathBuf::new(),
         root: PathBuf::new(),

@@ -23,6 +23,8 @@ const WAIT: Duration = Duration::from_millis(500);
 
 /// The word of letters whose events have been applied to the features already.
 const UNSCORABLE: &str = "unscorable";
+/// The stage of letters whose events may have been applied to the features of another entity already.
+const REKEY: &str = "rekey";
 
 /// Why a replay failed. What it had committed before is replayed and marked; the rest is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +69,7 @@ pub struct Replayed {
     pub already: u64,
     /// Had died again as often as allowed.
     pub too_often: u64,
-    /// Events that the features have applied already, which only scoring failed on: not replayed unless the filter names
+    /// Events that the features have applied already, which only scoring or keying anew failed on: not replayed unless the filter names
     /// their reason, because a second copy would count twice.
     pub applied: u64,
     /// Only the coordinates are known: the record had expired before the letter was written.
@@ -145,6 +147,7 @@ impl Run<'_> {
             return Ok(true);
         }
         let unscorable = stored.reason == UNSCORABLE;
+        let elsewhere = stored.stage == REKEY && filter.reason.is_none();
         let topic = stored.partition.topic.clone();
         let report = &mut self.report;
         if self.marks.contains_key(&stored.identity()) {
@@ -153,7 +156,7 @@ impl Run<'_> {
             report.too_often += 1;
         } else if unscorable && stored.timestamp < 0 && stored.value.is_empty() {
             report.expired += 1;
-        } else if unscorable && filter.reason.as_deref() != Some(UNSCORABLE) {
+        } else if elsewhere || unscorable && filter.reason.as_deref() != Some(UNSCORABLE) {
             report.applied += 1;
         } else if !is_there(self.broker, &mut self.partitions, stored)? {
             *report.nowhere.entry(topic).or_default() += 1;

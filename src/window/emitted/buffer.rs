@@ -6,10 +6,10 @@ use arrow::array::{ArrayRef, BooleanArray, Int64Array, RecordBatch, TimestampMil
 
 use super::Emitted;
 use crate::config::plan::Column;
-use crate::window::WindowError;
 use crate::window::entities::decode_keys;
 use crate::window::rows::build_column;
 use crate::window::texts::Texts;
+use crate::window::{EmittedRows, WindowError};
 
 /// Rows of one table's windows, column by column.
 #[derive(Debug, Default)]
@@ -20,6 +20,8 @@ pub(super) struct EmittedBuffer {
     ends: Vec<i64>,
     finals: Vec<bool>,
     offsets: Vec<i64>,
+    /// Event times of the events at the offsets.
+    times: Vec<i64>,
     /// For each function: words, and one bit a row that says that there is a value.
     values: Vec<(Vec<u64>, Vec<u64>)>,
 }
@@ -36,7 +38,7 @@ impl EmittedBuffer {
         start: i64,
         end: i64,
         last: bool,
-        offset: i64,
+        (offset, time): (i64, i64),
         read: impl FnOnce(&mut dyn FnMut(usize, Option<u64>)),
     ) {
         let row = self.starts.len();
@@ -46,6 +48,7 @@ impl EmittedBuffer {
         self.ends.push(end);
         self.finals.push(last);
         self.offsets.push(offset);
+        self.times.push(time);
         for (words, valid) in &mut self.values {
             words.push(0);
             if row.is_multiple_of(64) {
@@ -61,13 +64,13 @@ impl EmittedBuffer {
         });
     }
 
-    /// Takes all rows as a batch; `None` where there are none.
+    /// Takes all rows; `None` where there are none.
     pub fn build(
         &mut self,
         emitted: &Emitted,
         keys: &[Column],
         texts: &Texts,
-    ) -> Result<Option<RecordBatch>, WindowError> {
+    ) -> Result<Option<EmittedRows>, WindowError> {
         if self.starts.is_empty() {
             return Ok(None);
         }
@@ -84,7 +87,7 @@ impl EmittedBuffer {
         columns.push(Arc::new(BooleanArray::from(rows.finals)));
         columns.push(Arc::new(Int64Array::from(rows.offsets)));
         RecordBatch::try_new(emitted.schema.clone(), columns)
-            .map(Some)
+            .map(|batch| Some(EmittedRows { batch, event_times: rows.times }))
             .map_err(|error| WindowError::Rows(error.to_string()))
     }
 }

@@ -127,15 +127,24 @@ impl Restore {
         }
         task.time.settled = record.settled;
         task.time.watermark = record.watermark;
-        task.offered = task.time.sources.clone();
+        for (offered, source) in task.offered.iter_mut().zip(&record.sources) {
+            offered.newest = source.newest;
+        }
+        let mut channels = Vec::new();
         if let (Some(held), Some(saved)) = (&mut task.held, record.held) {
             task.reordered = saved.rows;
             for (offered, &newest) in task.offered.iter_mut().zip(&saved.newest) {
                 offered.newest = newest;
             }
+            if saved.channels.len() == task.offered.len() {
+                channels = saved.channels;
+            }
             let resumed = record.sources.iter().zip(saved.newest);
             let resumed = resumed.map(|(source, newest)| Standing { next: source.next, newest });
             held.restore(saved.frontier.unwrap_or(i64::MIN), saved.read.into_iter().zip(resumed));
+        }
+        if !channels.is_empty() {
+            task.restore_channels(channels);
         }
         task.entities.account();
         task.entities.all_clean();

@@ -8,10 +8,10 @@ use rstest::rstest;
 
 use super::checkpoints::Kept;
 use super::oracle::{assert_same, counts, value};
-use super::properties::events;
+use super::properties::{events, steps};
 use super::*;
 use crate::broker::NextOffset;
-use crate::config::plan::{EmittedPlan, Span};
+use crate::config::plan::{Emit, EmittedPlan, Span};
 use crate::window::WindowError;
 
 fn windows(name: &str, of: Option<&str>, filter: Option<&str>, span: Span, early_ms: Option<i64>) -> EmittedPlan {
@@ -63,6 +63,11 @@ struct Oracle<'a> {
 
 impl Oracle<'_> {
     fn run(windows: &EmittedPlan, bound: i64, log: &[Event]) -> Vec<Row> {
+        Self::run_to(windows, bound, i64::MAX, log)
+    }
+
+    /// As `run`, where event time does not pass `end`.
+    fn run_to(windows: &EmittedPlan, bound: i64, end: i64, log: &[Event]) -> Vec<Row> {
         let mut oracle = Oracle { windows, accepted: Vec::new(), fresh: BTreeSet::new(), rows: Vec::new() };
         let mut newest: Option<i64> = None;
         for (offset, event) in (0..).zip(log) {
@@ -70,7 +75,7 @@ impl Oracle<'_> {
                 continue;
             }
             let before = newest;
-            newest = newest.max(Some(event.time));
+            newest = newest.max(Some(event.time.min(end)));
             if let (Some(before), Some(newest)) = (before, newest) {
                 oracle.close(before - bound, newest - bound, offset);
                 let early = windows.early_ms;
@@ -185,6 +190,7 @@ struct Run {
     engine: Arc<Engine>,
     task: Task,
     kept: Kept,
+    offered: usize,
     rows: Vec<Vec<Row>>,
 }
 
@@ -194,6 +200,7 @@ impl Run {
         Self {
             task: Task::new(engine.clone(), 3),
             kept: Kept::default(),
+            offered: 0,
             rows: vec![Vec::new(); plan.windows.len()],
             engine,
         }
@@ -203,14 +210,17 @@ impl Run {
         if restart {
             self.kept.take(&mut self.task);
             self.task = Task::restore(self.engine.clone(), 3, &self.kept.batches).unwrap();
+            self.offered = self.task.next()[0].map_or(0, |NextOffset(next)| next as usize);
         }
-        let from = self.task.next()[0].map_or(0, |NextOffset(next)| next as usize);
+        let from = self.offered;
         let to = log.len().min(from.saturating_add(count));
+        self.offered = to;
         self.task.offer(batch(0, &log[from..to], from as i64)).unwrap();
         loop {
-            let applied = self.task.advance(&TaskClock { caught_up: &[true], idle: &[false] }, limit).unwrap();
-            for (rows, batch) in self.rows.iter_mut().zip(&applied.emitted) {
-                rows.extend(batch.iter().flat_map(rows_of));
+            let clock = TaskClock { caught_up: &[self.offered == log.len()], idle: &[false] };
+            let applied = self.task.advance(&clock, limit).unwrap();
+            for (rows, emitted) in self.rows.iter_mut().zip(&applied.emitted) {
+                rows.extend(emitted.iter().flat_map(|emitted| rows_of(&emitted.batch)));
             }
             if !applied.more {
                 break;
@@ -274,6 +284,37 @@ proptest! {
         }
     }
 
+    /// In event-time order the rows are those of the sorted log, closed by its watermark, however it is polled and restarted.
+    #[test]
+    fn in_event_time_order_the_order_of_arrival_is_nothing(plan in plans(), log in events(80, 150), steps in steps()) {
+        let bound = plan.sources[0].out_of_order.as_millis() as i64;
+        let mut plan = Plan { windows: plan.windows, ..super::plan(plan.sources, Vec::new(), Some(0)) };
+        plan.score.as_mut().unwrap().emit = Emit::EventTime;
+        let mut newest = i64::MIN;
+        let mut sorted = Vec::new();
+        for event in &log {
+            if event.time >= newest.saturating_sub(bound) {
+                newest = newest.max(event.time);
+                sorted.push(event.clone());
+            }
+        }
+        sorted.sort_by_key(|event| event.time);
+        let mut run = Run::new(&plan);
+        for step in steps {
+            run.step(&log, step.events, step.limit, step.restart);
+        }
+        run.task.end();
+        run.step(&log, usize::MAX, usize::MAX, false);
+        for (windows, found) in plan.windows.iter().zip(&run.rows) {
+            let expected = Oracle::run_to(windows, 0, newest.saturating_sub(bound), &sorted);
+            prop_assert_eq!(found.len(), expected.len());
+            for (found, expected) in found.iter().zip(&expected) {
+                let without_offset = |row: &Row| Row::from_iter(row.clone().into_iter().filter(|(name, _)| name != "source_offset"));
+                assert_same(&without_offset(found), &without_offset(expected), 1000.0);
+            }
+        }
+    }
+
     /// Beside feature groups of the same source, which may share filters and columns with them.
     #[test]
     fn emitted_windows_and_features_leave_each_other_alone(plan in plans(), log in events(80, 150), of in prop::option::of(Just("units"))) {
@@ -284,7 +325,7 @@ proptest! {
             let mut run = Run::new(plan);
             run.task.offer(batch(0, &log, 0)).unwrap();
             let applied = run.task.advance(&TaskClock { caught_up: &[true], idle: &[false] }, usize::MAX).unwrap();
-            let emitted: Vec<_> = applied.emitted.iter().map(|batch| batch.as_ref().map(rows_of)).collect();
+            let emitted: Vec<_> = applied.emitted.iter().map(|rows| rows.as_ref().map(|rows| rows_of(&rows.batch))).collect();
             (rows(&applied.rows), rows(&applied.online), emitted)
         };
         let (alone, with) = (run(&plan), run(&both));
@@ -347,4 +388,19 @@ fn open_windows_are_not_carried_over_to_others() {
         let refused = Task::restore(engine, 3, &snapshot).unwrap_err();
         assert!(matches!(refused, WindowError::OtherWindows { .. }), "{refused}");
     }
+}
+
+#[test]
+fn rows_of_derived_features_alone_are_there_beside_windows() {
+    let windows = vec![windows("w", None, None, hopping(10, 10), None)];
+    let one = vec![derived("one", DataType::Int64, "1")];
+    let plan = Plan { windows, derived: one, ..plan(vec![source("purchases", 0)], Vec::new(), Some(0)) };
+    let log: Vec<Event> = [1, 5, 12].map(|time| event(time, 1.0)).into();
+    let engine = Engine::new(&plan).unwrap();
+    let mut task = Task::new(engine, 3);
+    task.offer(batch(0, &log, 0)).unwrap();
+    let applied = task.advance(&TaskClock { caught_up: &[true], idle: &[false] }, usize::MAX).unwrap();
+    let found: Vec<Cell> = rows(&applied.rows).into_iter().map(|(_, row)| row["one"].clone()).collect();
+    assert_eq!(found, [Cell::Int(1), Cell::Int(1), Cell::Int(1)]);
+    assert_eq!(applied.emitted[0].as_ref().unwrap().batch.num_rows(), 1);
 }

@@ -273,7 +273,7 @@ proptest! {
                 Happening::Crash => {
                     open.clear();
                     reader.restore(checkpoint.as_deref());
-                    reader.task.resume(&committed);
+                    reader.task.resume(on, &committed);
                 }
             }
         }

@@ -8,6 +8,7 @@ mod event_time;
 mod exact;
 mod oracle;
 mod properties;
+mod rekeyed;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -75,6 +76,7 @@ fn source(name: &str, out_of_order_ms: u64) -> SourcePlan {
         filter: None,
         derive: Vec::new(),
         table: None,
+        rekeyed: None,
     }
 }
 
@@ -164,6 +166,8 @@ fn by(group: GroupPlan, name: &str, categories: &[&str]) -> GroupPlan {
 
 fn plan(sources: Vec<SourcePlan>, groups: Vec<GroupPlan>, on: Option<usize>) -> Plan {
     Plan {
+        others: Vec::new(),
+        pipeline: None,
         name: "test".to_owned(),
         folder: "test".into(),
         root: "test".into(),
@@ -224,6 +228,7 @@ fn batch(source: usize, events: &[Event], first_offset: i64) -> SourceBatch {
     let fields = FIELDS.iter().map(|(name, data_type)| Field::new(*name, data_type.to_arrow(), true));
     let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
     SourceBatch {
+        rekeyed: None,
         source,
         partition: 3,
         columns: RecordBatch::try_new(schema, arrays.to_vec()).unwrap(),

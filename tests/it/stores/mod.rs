@@ -81,6 +81,8 @@ fn plan(name: &str, online: OnlinePlan, offline: &str) -> Plan {
         features,
     };
     Plan {
+        others: Vec::new(),
+        pipeline: None,
         name: name.into(),
         folder: PathBuf::new(),
         root: PathBuf::new(),

@@ -176,6 +176,7 @@ impl Trial {
             ("<feature>", "extra"),
             ("<lookup>", "item"),
             ("<column>", "extra"),
+            ("<name>", "spent"),
         ]
         .iter()
         .fold(key.to_owned(), |key, (placeholder, name)| key.replace(placeholder, name));
@@ -218,6 +219,12 @@ impl Trial {
                 [("key", r#"{ product_id = "bought_last_lifetime" }"#), ("features", r#"{ price = "float64" }"#)];
             let others = lookup.into_iter().filter(|(name, _)| *name != own);
             set.extend(others.map(|(name, value)| (format!("lookups.item.{name}"), value)));
+        }
+        if key.starts_with("rekey.spent.") {
+            let own = [("source", r#""purchases""#), ("entity", r#""customer""#), ("key.customer_id", r#""channel""#)];
+            set.extend(own.map(|(name, value)| (format!("rekey.spent.{name}"), value)));
+            set.retain(|(name, _)| *name != key);
+            set.push(("score.emit".to_owned(), r#""event_time""#));
         }
         let mut set: Vec<_> = set.iter().map(|(name, value)| (name.as_str(), *value)).collect();
         set.push((&key, value));

@@ -1,0 +1,199 @@
+//! Several entities in one pipeline, and events keyed anew by the other one: on Kafka, by the whole binary, killed on the way,
+//! against DuckDB.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use rand::{Rng as _, SeedableRng as _};
+use serde_json::{Value, json};
+
+use crate::process::{World, python, root};
+use crate::servers::{Kafka, unique};
+
+const PARTITIONS: i32 = 3;
+const EVENTS: usize = 12_000;
+const OUT_OF_ORDER_MS: i64 = 5_000;
+/// 2025-01-01, ms.
+const START: i64 = 1_735_689_600_000;
+
+const PIPELINE: &str = r#"
+name = "NAME"
+broker = { brokers = "${KAFKA_BROKERS}" }
+offline = { url = "${OFFLINE_URL}", checkpoint = { interval = "50ms", rows = 500 } }
+[entities.customer]
+key = { customer_id = "string" }
+[entities.product]
+key = { product_id = "int64" }
+[sources.orders]
+topic = "NAME.orders"
+format = "json"
+fields = { customer_id = "string", product_id = "int64", at = "int64", amount = "float64" }
+entity = "customer"
+event_time = { field = "at", unit = "ms" }
+out_of_order = "5s"
+ahead = "36500d"
+idle_after = "1h"
+[rekey.orders_by_product]
+source = "orders"
+entity = "product"
+partitions = 2
+[features.sold]
+source = "orders_by_product"
+of = "amount"
+functions = ["count", "last"]
+windows = ["lifetime"]
+[windows.customers]
+source = "orders"
+of = "amount"
+functions = ["count", "sum", "first", "last"]
+tumbling = "1m"
+[windows.products]
+source = "orders_by_product"
+of = "amount"
+functions = ["count", "sum", "first", "last"]
+tumbling = "1m"
+"#;
+
+struct Order {
+    partition: i32,
+    key: String,
+    value: String,
+    product: Option<i64>,
+}
+
+/// Two hours of orders. Many are of the same instant, some out of order, some too late, and some of no product.
+fn orders() -> Vec<Order> {
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(11);
+    let order = |number: usize| {
+        let customer = (200.0 * rng.random::<f64>().powi(3)) as i32;
+        let product = rng.random_bool(0.98).then(|| (40.0 * rng.random::<f64>().powi(2)) as i64);
+        let now = START + i64::try_from(number).unwrap() * 7_200_000 / EVENTS as i64;
+        let back = match rng.random_range(0..100) {
+            0 => 3 * OUT_OF_ORDER_MS,
+            1..10 => rng.random_range(0..OUT_OF_ORDER_MS - 2_000),
+            _ => 0,
+        };
+        let at = (now - back) / 2_000 * 2_000;
+        let amount = f64::from(rng.random_range(1..100_000)) / 100.0;
+        let shown = product.map_or("null".to_owned(), |product| product.to_string());
+        let value = format!(r#"{{"customer_id":"c{customer}","product_id":{shown},"at":{at},"amount":{amount}}}"#);
+        Order { partition: customer % PARTITIONS, key: format!("c{customer}"), value, product }
+    };
+    (0..EVENTS).map(order).collect()
+}
+
+fn compare(world: &World, rows: &Value) -> Value {
+    fs::write(world.path("rows.json"), rows.to_string()).unwrap();
+    let compared = Command::new(python())
+        .arg(root().join("tests/it/rekey_oracle.py"))
+        .args([world.path("events.jsonl"), OUT_OF_ORDER_MS.to_string().into(), world.path("rows.json")])
+        .output()
+        .unwrap();
+    assert!(compared.status.success(), "{}", String::from_utf8_lossy(&compared.stderr));
+    serde_json::from_slice(&compared.stdout).unwrap()
+}
+
+fn write_events(path: &Path, orders: &[Order]) {
+    let mut offsets = [0_i64; PARTITIONS as usize];
+    let mut lines = String::new();
+    for order in orders {
+        let offset = &mut offsets[usize::try_from(order.partition).unwrap()];
+        writeln!(lines, r#"{{"partition":{},"offset":{offset},{}"#, order.partition, &order.value[1..]).unwrap();
+        *offset += 1;
+    }
+    fs::write(path, lines).unwrap();
+}
+
+#[test]
+fn features_by_another_entity_are_exact_however_often_the_process_is_killed() {
+    let kafka = Kafka::start();
+    let name = unique("rekey");
+    let mut world = World::new();
+    world.set("KAFKA_BROKERS", &kafka.address());
+    let folder = world.path("pipeline");
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("pipeline.toml"), PIPELINE.replace("NAME", &name)).unwrap();
+    let topic = format!("{name}.orders");
+    kafka.create(&topic, PARTITIONS);
+    let orders = orders();
+    write_events(&world.path("events.jsonl"), &orders);
+    kafka.produce(&topic, orders.iter().map(|order| (order.partition, order.key.as_bytes(), order.value.as_bytes())));
+
+    let pipeline = folder.display().to_string();
+    let run = ["run", &pipeline, "--until-end", "--listen", "none", "--view", "none", "--instance", "test"];
+    if cfg!(feature = "failpoints") {
+        let points = [
+            "rekey.sent=kill@1",
+            "rekey.after_commit=kill@1",
+            "rekey.sent=kill@1",
+            "features.after_window=kill@2",
+            "publish.before_commit=kill@1",
+            "broker.commit.after=kill@1",
+            "offline.manifest_written=kill@1",
+        ];
+        for point in points {
+            let killed = world.command(&run).env("DRIFTLINE_FAILPOINTS", point).output().unwrap();
+            let signal = std::os::unix::process::ExitStatusExt::signal(&killed.status);
+            assert_eq!(signal, Some(libc::SIGKILL), "{point}: {killed:?}");
+        }
+    }
+    world.run(&run);
+
+    let mut rows = BTreeMap::new();
+    for (window, key) in [("customers", "customer_id"), ("products", "product_id")] {
+        let records = kafka.consume(&format!("{name}.windows.{window}")).into_iter();
+        let lines: Vec<String> =
+            records.map(|record| String::from_utf8(record.value.expect("rows have a value")).unwrap()).collect();
+        let path = world.path(&format!("{window}.jsonl"));
+        fs::write(&path, lines.join("\n")).unwrap();
+        rows.insert(window, json!({ "key": key, "rows": path }));
+    }
+    let counts = compare(&world, &json!(rows));
+    for window in ["customers", "products"] {
+        assert!(counts[window]["rows"].as_u64().unwrap() > 1_000, "{counts}");
+    }
+
+    // The ledger balances: each record of the source goes on once, byte for byte, or is one dead letter of this stage.
+    let mut letters: HashMap<String, u64> = HashMap::new();
+    for record in kafka.consume(&format!("{name}.dead-letters")) {
+        let header =
+            |name: &str| record.headers.iter().find(|(n, _)| n == name).map(|(_, v)| String::from_utf8_lossy(v));
+        if header("driftline.stage").as_deref() == Some("rekey") {
+            *letters.entry(header("driftline.reason").unwrap().into_owned()).or_default() += 1;
+        }
+    }
+    let without_product = orders.iter().filter(|order| order.product.is_none()).count() as u64;
+    assert_eq!(letters["null_key"], without_product);
+    assert_eq!(letters["late"], counts["products"]["late"].as_u64().unwrap());
+    assert_eq!(letters.len(), 2, "{letters:?}");
+    let mut values: Vec<Vec<u8>> = Vec::new();
+    let mut partition_of: HashMap<Vec<u8>, i32> = HashMap::new();
+    for record in kafka.consume(&format!("{name}.orders.by-product")) {
+        let Some(value) = record.value else { continue };
+        let key = record.key.expect("events have a key");
+        let event: Value = serde_json::from_slice(&value).unwrap();
+        assert_eq!(key, event["product_id"].to_string().into_bytes());
+        assert_eq!(*partition_of.entry(key).or_insert(record.partition), record.partition);
+        values.push(value);
+    }
+    assert_eq!(values.len() as u64, orders.len() as u64 - letters.values().sum::<u64>());
+    values.sort();
+    let mut sent: Vec<&[u8]> = orders.iter().map(|order| order.value.as_bytes()).collect();
+    sent.sort_unstable();
+    assert!(values.iter().all(|value| sent.binary_search(&value.as_slice()).is_ok()), "bytes are as they were");
+
+    // What is asked by product is the whole history of the product.
+    let sold = &counts["products"]["newest"];
+    for (product, (count, last)) in sold.as_object().unwrap().iter().map(|(p, v)| (p, (&v[0], &v[1]))).take(3) {
+        let row: Value =
+            serde_json::from_str(&world.run(&["get", &pipeline, product, "--entity", "product", "--json"])).unwrap();
+        let text = row.to_string();
+        assert!(
+            text.contains(&format!("{count}")) && text.contains(&format!("{last}")),
+            "{product}: {count} {last} {text}"
+        );
+    }
+}
