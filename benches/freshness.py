@@ -13,6 +13,7 @@ Restart: a pipeline with so many customers is stopped; further events come; from
 """
 
 import argparse
+import json
 import os
 import pathlib
 import re
@@ -81,6 +82,13 @@ def snapshot_pause(port):
     return ", ".join(f"{at}: {n:g}" for at, n in found)
 
 
+def create(driftline, kafka, topic):
+    """Creates a topic, and waits until it can be read."""
+    subprocess.run([driftline, "topic", "create", topic, "--partitions", str(PARTITIONS), "-b", kafka.address], check=True, stdout=subprocess.DEVNULL)
+    while subprocess.run([driftline, "topic", "tail", topic, "-b", kafka.address], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode:
+        time.sleep(0.1)
+
+
 def freshness(driftline, options, folder, kafka):
     port = free_port()
     server = subprocess.Popen(["redis-server", "--port", str(port), "--save", "", "--appendonly", "no"], stdout=subprocess.DEVNULL)
@@ -88,11 +96,13 @@ def freshness(driftline, options, folder, kafka):
     metrics = free_port()
     over = threading.Event()
     try:
-        subprocess.run([driftline, "topic", "create", "bench.events", "--partitions", str(PARTITIONS), "-b", kafka.address], check=True, stdout=subprocess.DEVNULL)
+        create(driftline, kafka, "bench.events")
         with open(folder / "freshness.log", "w") as log:
             command = [driftline, "run", PIPELINE, "--view", "none", "--listen", f"127.0.0.1:{metrics}", "--set", 'offline.checkpoint.interval="5s"']
             running = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         while "owns partitions" not in (folder / "freshness.log").read_text():
+            if running.poll() is not None:
+                sys.exit(f"driftline ended: see {folder}/freshness.log")
             time.sleep(0.05)
         count = options.rate * options.seconds
         # The replay is paced by event time, so that its first record's timestamp tells what event time zero is.
@@ -124,12 +134,10 @@ def freshness(driftline, options, folder, kafka):
         pause = snapshot_pause(metrics)
         running.send_signal(signal.SIGINT)
         running.wait()
-        consumer = ["java", "-cp", str(ROOT / ".servers/kafka/libs/*"), "org.apache.kafka.tools.consumer.ConsoleConsumer", "--bootstrap-server", kafka.address,
-                    "--topic", "bench.events", "--from-beginning", "--max-messages", "1000", "--formatter-property", "print.timestamp=true"]
-        told = subprocess.run(consumer, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
-        # CreateTime:<ms>\t{…"happened_at":<ms>}: sending is never early, so the smallest difference is that of the clocks.
-        pairs = re.findall(r'CreateTime:(\d+)\t.*"happened_at":(\d+)', told)
-        ahead = min(int(sent) - int(at) for sent, at in pairs)
+        told = subprocess.run([driftline, "topic", "tail", "bench.events", "-b", kafka.address], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+        # Sending is never early, so the smallest difference is that of the clocks.
+        pairs = [(record["timestamp"], json.loads(record["value"])["happened_at"]) for record in map(json.loads, told.splitlines())]
+        ahead = min(sent - at for sent, at in pairs)
         first = begin + options.seconds * 250
         latency = [now - (at + ahead) for at, now in seen if at >= first]
         age = [now - (at + ahead) for at, now in ages if at >= first]
@@ -148,7 +156,7 @@ def restart(driftline, options, folder, kafka):
     environment = os.environ | {"KAFKA_BROKERS": kafka.address, "REDIS_URL": "", "BENCH_FOLDER": str(folder / "restart")}
     run = [driftline, "run", PIPELINE, "--view", "none", "--listen", "none", "--until-end", "--set", 'name="bench-restart"', "--set", 'sources.events.topic="bench.restart"',
            "--set", "online.enabled=false", "--set", "offline.rows=false"]
-    subprocess.run([driftline, "topic", "create", "bench.restart", "--partitions", str(PARTITIONS), "-b", kafka.address], check=True, stdout=subprocess.DEVNULL)
+    create(driftline, kafka, "bench.restart")
     start = int(time.time() * 1000) - 3_600_000
     for count, first in ((3 * options.restart, start), (100_000, start + 1_800_000)):
         events(count, options.restart, first, 1_700_000 / count, folder / "restart.parquet", hot=False)
