@@ -184,7 +184,7 @@ impl<'a> Shop<'a> {
 
 /// The definition of `tests/pipelines/cdnow`, changed as [`Shop`] says. Runs on the embedded log and store where the
 /// environment names no servers.
-fn definition(name: &str) -> toml::Table {
+pub fn definition(name: &str) -> toml::Table {
     let folder = root().join("tests/pipelines/cdnow");
     let mut definition: toml::Table = fs::read_to_string(folder.join("pipeline.toml")).unwrap().parse().unwrap();
     for section in ["labels", "monitor", "retraining"] {

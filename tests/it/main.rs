@@ -5,6 +5,7 @@
 mod broker;
 mod bundles;
 mod cdnow;
+mod chaos;
 mod commands;
 mod dead_letters;
 mod drift;

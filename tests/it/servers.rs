@@ -160,6 +160,11 @@ impl Process {
         unsafe { libc::kill(self.id(), signal) };
     }
 
+    /// How it has ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("a child can be waited for")
+    }
+
     /// Waits until it has ended.
     pub fn end(&mut self) -> ExitStatus {
         let child = &mut self.child;
@@ -268,6 +273,11 @@ impl Kafka {
         drop(self.process.lock().unwrap().take().expect("the server runs"));
     }
 
+    /// Stops the server in order.
+    pub fn stop(&self) {
+        stop(&self.process);
+    }
+
     /// Bootstrap address.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
@@ -305,6 +315,12 @@ impl Kafka {
             .pop()
             .expect("one topic was asked for")
             .expect("the topic is new");
+        // The controller has it; the broker learns of it a moment later.
+        let probe: BaseConsumer = self.client().create().expect("the client's settings are valid");
+        until("the broker knows the new topic", START, || {
+            let found = probe.fetch_metadata(Some(name), START);
+            found.is_ok_and(|cluster| cluster.topics().iter().any(|topic| !topic.partitions().is_empty()))
+        });
     }
 
     /// Writes records outside of any transaction and waits until they are acknowledged.
@@ -493,6 +509,11 @@ impl Redis {
         drop(self.process.lock().unwrap().take().expect("the server runs"));
     }
 
+    /// Stops the server in order.
+    pub fn stop(&self) {
+        stop(&self.process);
+    }
+
     /// `redis://127.0.0.1:port`.
     pub fn url(&self) -> String {
         format!("redis://{}", self.address())
@@ -503,8 +524,37 @@ impl Redis {
         format!("127.0.0.1:{}", self.port)
     }
 
+    /// The server's answer to one command whose answer is a list of strings.
+    pub fn list(&self, arguments: &[&[u8]]) -> Vec<Vec<u8>> {
+        let mut stream = self.ask(arguments);
+        let mut line = String::new();
+        stream.read_line(&mut line).expect("Redis answers");
+        let count = line.trim_end().strip_prefix('*').and_then(|n| n.parse().ok()).expect("a list is answered");
+        let mut all = Vec::with_capacity(count);
+        for _ in 0..count {
+            let mut line = String::new();
+            stream.read_line(&mut line).expect("Redis answers");
+            all.push(bytes(&mut stream, line.trim_end().strip_prefix('$').expect("a string is answered")));
+        }
+        all
+    }
+
     /// The server's answer to one command: a status, an error, a number as text, or a string; nothing for a null.
     pub fn command(&self, arguments: &[&[u8]]) -> Vec<u8> {
+        let mut stream = self.ask(arguments);
+        let mut line = String::new();
+        stream.read_line(&mut line).expect("Redis answers");
+        let (kind, rest) = line.trim_end().split_at(1);
+        match (kind, rest) {
+            ("$", "-1") => Vec::new(),
+            ("$", length) => bytes(&mut stream, length),
+            ("*" | "%" | "~", _) => panic!("an answer of several parts: {line}"),
+            (_, text) => text.as_bytes().to_vec(),
+        }
+    }
+
+    /// Sends one command.
+    fn ask(&self, arguments: &[&[u8]]) -> BufReader<TcpStream> {
         let mut stream = BufReader::new(TcpStream::connect(("127.0.0.1", self.port)).expect("Redis runs"));
         stream.get_ref().set_read_timeout(Some(START)).expect("a time-out can be set");
         let mut question = format!("*{}\r\n", arguments.len()).into_bytes();
@@ -514,20 +564,16 @@ impl Redis {
             question.extend(b"\r\n");
         }
         stream.get_mut().write_all(&question).expect("Redis reads");
-        let mut line = String::new();
-        stream.read_line(&mut line).expect("Redis answers");
-        let (kind, rest) = line.trim_end().split_at(1);
-        match (kind, rest) {
-            ("$", "-1") => Vec::new(),
-            ("$", length) => {
-                let mut bytes = vec![0; length.parse().expect("a length is a number")];
-                stream.read_exact(&mut bytes).expect("Redis answers in full");
-                bytes
-            }
-            ("*" | "%" | "~", _) => panic!("an answer of several parts: {line}"),
-            (_, text) => text.as_bytes().to_vec(),
-        }
+        stream
     }
+}
+
+/// A string of an answer, whose length was read.
+fn bytes(stream: &mut BufReader<TcpStream>, length: &str) -> Vec<u8> {
+    let mut bytes = vec![0; length.parse().expect("a length is a number")];
+    stream.read_exact(&mut bytes).expect("Redis answers in full");
+    stream.read_exact(&mut [0; 2]).expect("Redis ends a string");
+    bytes
 }
 
 /// An Apicurio registry, which speaks Confluent's schema registry protocol. Keeps its schemas in memory.
@@ -568,6 +614,12 @@ impl SchemaRegistry {
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}/apis/ccompat/v7", self.port)
     }
+}
+
+fn stop(process: &Mutex<Option<Process>>) {
+    let mut process = process.lock().unwrap().take().expect("the server runs");
+    process.signal(libc::SIGTERM);
+    process.end();
 }
 
 /// The first bytes that a server answers, or nothing.
