@@ -47,6 +47,9 @@ const ELSEWHERE: &[&str] = &[
     "score.after_commit",
     // A state of several parts: tests/it/stores/offline.rs
     "offline.part_written",
+    // Events under another key: tests/it/rekey.rs
+    "rekey.after_commit",
+    "rekey.sent",
     // A second version of the definition: tests/it/versions.rs
     "role.watch",
     "features.handing_over",
