@@ -7,8 +7,9 @@
 //! microseconds (user and system) and wall-clock seconds. `benches/peers/compare.py` runs it.
 
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use driftline::runtime::clock;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::message::Message as _;
@@ -38,7 +39,7 @@ fn main() {
     };
     let threads = rest.first().map_or(2, |threads| threads.parse().expect("THREADS is a number"));
     for (name, work) in [("read", Work::Read), ("parse", Work::Parse), ("write", Work::Write)] {
-        let (started, cpu) = (Instant::now(), cpu_seconds());
+        let (started, cpu) = (clock::monotonic(), cpu_seconds());
         let events: u64 = thread::scope(|scope| {
             let run = |part| scope.spawn(move || run(brokers, input, output, work, part, threads));
             let running: Vec<_> = (0..threads).map(run).collect();

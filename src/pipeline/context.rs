@@ -203,6 +203,9 @@ pub(super) struct Rekeyed {
     pub ends: Mutex<Option<Offsets>>,
 }
 
+/// Where a task's states go that are not in memory, and the bytes that may be.
+pub(super) type ColdStates = (Box<dyn ColdStore>, usize);
+
 /// See the module.
 pub struct Context {
     /// The pipeline.
@@ -568,7 +571,7 @@ impl Context {
     }
 
     /// Where a task's states go that are not in memory, and its limit, where there is one.
-    pub(super) fn cold_states(&self, partition: i32) -> Result<Option<(Box<dyn ColdStore>, usize)>, RunError> {
+    pub(super) fn cold_states(&self, partition: i32) -> Result<Option<ColdStates>, RunError> {
         let Some(limit) = self.state_limit() else { return Ok(None) };
         let name = format!("{}-{partition}", self.plan.name);
         let states = DiskStates::open(&self.plan.state.path, &name)?;

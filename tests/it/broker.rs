@@ -540,13 +540,14 @@ fn partitions_move_when_members_come_and_go(#[case] kind: Kind) {
 #[case::kafka(Kind::Kafka)]
 #[case::kafka_4(Kind::Kafka4)]
 fn a_partition_number_is_of_one_member_in_all_topics(#[case] kind: Kind) {
+    type Owned = BTreeSet<(i32, Arc<str>)>;
     let subject = Subject::new(kind);
     let (topics, group) = ([subject.topic(4), subject.topic(4)], unique("g"));
     let join = || {
         let settings = settings(&group, &topics[0], |_| StartAt::Committed);
         subject.broker.consumer(ConsumerSettings { topics: topics.to_vec(), ..settings }).unwrap()
     };
-    let mut members: Vec<(Box<dyn Consumer>, BTreeSet<(i32, Arc<str>)>)> = Vec::new();
+    let mut members: Vec<(Box<dyn Consumer>, Owned)> = Vec::new();
     for wanted in [1, 2, 3, 2, 1] {
         members.truncate(wanted);
         while members.len() < wanted {

@@ -107,7 +107,11 @@ impl Worker<'_> {
         let open = self.slots.iter().filter(|(_, slot)| slot.open.is_some());
         let open: Vec<(i32, bool)> = open.map(|(at, slot)| (*at, all || slot.is_overdue(offline))).collect();
         for (partition, to_the_end) in open {
-            while (to_the_end || self.checkpointer.has_room()) && !self.slice(partition)? && to_the_end {}
+            if to_the_end {
+                while !self.slice(partition)? {}
+            } else if self.checkpointer.has_room() {
+                self.slice(partition)?;
+            }
         }
         Ok(())
     }
