@@ -102,6 +102,13 @@ pub struct Wiring {
     pub others: Vec<Wiring>,
 }
 
+/// What the plans of all entities share.
+struct Shared {
+    broker: Arc<dyn Broker>,
+    registry: Arc<dyn Registry>,
+    schemas: Option<Arc<SchemaRegistry>>,
+}
+
 impl Wiring {
     /// Opens everything that the stages need. A broker or an online store that is away is waited for, each for at most
     /// `patience`.
@@ -125,7 +132,8 @@ impl Wiring {
             _ => None,
         };
         let registry = model::open_registry(&plan.registry)?;
-        let of = |plan: &Plan| Self::of(plan, stages, (&broker, &registry, &schemas), runtime, stop, patience);
+        let shared = Shared { broker, registry, schemas };
+        let of = |plan: &Plan| Self::of(plan, stages, &shared, runtime, stop, patience);
         let others = plan.others.iter().filter(|_| stages.features).map(|other| of(other)).collect::<Result<_, _>>()?;
         Ok(Self { others, ..of(plan)? })
     }
@@ -134,7 +142,7 @@ impl Wiring {
     fn of(
         plan: &Plan,
         stages: Stages,
-        (broker, registry, schemas): (&Arc<dyn Broker>, &Arc<dyn Registry>, &Option<Arc<SchemaRegistry>>),
+        shared: &Shared,
         runtime: &Handle,
         stop: &Stop,
         patience: Duration,
@@ -150,13 +158,13 @@ impl Wiring {
             online = (!role.is_following()).then_some(store);
         }
         Ok(Self {
-            broker: Arc::clone(broker),
+            broker: Arc::clone(&shared.broker),
             role,
             online,
             lookups,
             offline: Arc::new(offline),
-            registry: Arc::clone(registry),
-            schemas: schemas.clone(),
+            registry: Arc::clone(&shared.registry),
+            schemas: shared.schemas.clone(),
             others: Vec::new(),
         })
     }

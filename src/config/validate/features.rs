@@ -38,14 +38,12 @@ impl Features {
         &self.columns
     }
 
-    /// Adds a group, of which perhaps not all is known. Reports features with the name of something else.
+    /// Adds a group, of which perhaps not all is known (`complete`). Reports features with the name of something else.
     fn add(
         &mut self,
-        group: GroupPlan,
-        complete: bool,
+        (group, complete): (GroupPlan, bool),
         of_other: Option<String>,
-        kind: &str,
-        site: &Site<'_>,
+        (kind, site): (&str, &Site<'_>),
         taken: &mut HashMap<String, String>,
         faults: &mut Collector,
     ) {
@@ -133,7 +131,7 @@ pub(super) fn features(
         let site = root.get("tables").get(&table.name);
         own_view(&table.name, &site, faults);
         let of_other = of_other(sources, table.source);
-        features.add(table, complete, of_other, "table", &site, &mut taken, faults);
+        features.add((table, complete), of_other, ("table", &site), &mut taken, faults);
     }
     for (name, group) in &spec.features {
         let site = site.get(name);
@@ -155,7 +153,7 @@ pub(super) fn features(
         match plan {
             Some(plan) => {
                 let of_other = of_other(sources, plan.source);
-                features.add(plan, complete, of_other, "group", &site, &mut taken, faults);
+                features.add((plan, complete), of_other, ("group", &site), &mut taken, faults);
             }
             None => features.broken_groups.push(name.clone()),
         }

@@ -25,10 +25,10 @@ fn mixed(channels: &[Vec<Event>], writes: &[Written]) -> Vec<SourceBatch> {
         for (channel, count) in write {
             let (channel, from) = (channel % channels.len(), next[channel % channels.len()]);
             let to = channels[channel].len().min(from.saturating_add(count));
-            for offset in from..to {
-                events.push(channels[channel][offset].clone());
+            for (offset, event) in channels[channel].iter().enumerate().take(to).skip(from) {
+                events.push(event.clone());
                 origins.push((channel as i32, offset as i64));
-                newest[channel] = newest[channel].max(Some(channels[channel][offset].time));
+                newest[channel] = newest[channel].max(Some(event.time));
             }
             next[channel] = to;
         }
