@@ -191,7 +191,7 @@ impl<'a> Chaos<'a> {
         for n in self.sent..self.sent + SLICE {
             // A few customers buy most; two minutes pass between two purchases of a partition, some come out of order.
             let draw = (n as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33;
-            let customer = draw as usize / 2 % if draw % 2 == 0 { CUSTOMERS } else { 8 };
+            let customer = draw as usize / 2 % if draw.is_multiple_of(2) { CUSTOMERS } else { 8 };
             let at = START + n as i64 * 30_000 - (n as i64 * 7_919 % 9_000);
             let partition = customer as i32 % PARTITIONS;
             let value = |at: i64| {
@@ -421,8 +421,7 @@ fn nothing_tells_a_run_under_chaos_from_an_undisturbed_one() {
     }
     eprintln!("killed {:?}, {} processes, {} purchases", chaos.kills, chaos.started, chaos.sent);
     assert!(chaos.kills.values().sum::<usize>() >= kills);
-    while !chaos.running.is_empty() {
-        let mut member = chaos.running.pop().unwrap();
+    while let Some(mut member) = chaos.running.pop() {
         send_away(&mut member.process);
     }
     let name = chaos.name.clone();
