@@ -434,8 +434,13 @@ impl<'a> Worker<'a> {
     /// True where nothing is left to do for any worker of this process. One that left the group before the others would make
     /// them take up its partitions, only to find these at their end.
     fn may_end(&self) -> bool {
-        let at_end = (!self.slots.is_empty()).then(|| self.at_end());
-        self.context.finish.lock().may_end(self.number, at_end)
+        let partitions = || {
+            // A broker that does not answer now is asked again after the next poll.
+            let topic = self.context.wiring.broker.topic(&self.context.plan.sources[0].topic).ok().flatten();
+            topic.map_or(usize::MAX, |topic| topic.partitions.len())
+        };
+        let owned = self.slots.keys().copied().collect();
+        self.context.finish.lock().may_end(self.number, owned, self.at_end(), partitions)
     }
 
     /// True where the re-keyers of this process have ended, and all that they wrote is read of a partition.

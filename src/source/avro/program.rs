@@ -225,10 +225,17 @@ impl Program {
             match cursor.long()? {
                 0 => return Ok(()),
                 count if count < 0 => {
-                    // A negative count is followed by the block's size in bytes.
+                    // A negative count is followed by the block's size in bytes. Going by it alone would take what follows
+                    // a damaged one for something else.
                     let size = cursor.long()?;
                     let size = usize::try_from(size).map_err(|_| cursor.broken("a block has a negative size"))?;
-                    cursor.take(size)?;
+                    let end = cursor.position().checked_add(size);
+                    if !empty {
+                        (0..count.unsigned_abs()).try_for_each(|_| item(cursor))?;
+                    }
+                    if end != Some(cursor.position()) {
+                        return Err(cursor.broken("a block is not as long as it says"));
+                    }
                 }
                 _ if empty => {}
                 count => (0..count).try_for_each(|_| item(cursor))?,
