@@ -155,9 +155,11 @@ type Job = Box<dyn FnOnce() -> Result<(), RunError> + Send>;
 /// The first failure, after all threads have ended in order.
 pub fn run(context: &Arc<Context>) -> Result<(), RunError> {
     // A broker that has just answered may be gone again.
-    match context.hold("broker", |error: &RunError| error.away().is_some(), || context.prepare_topics()) {
-        Err(RunError::Interrupted { .. }) => return Ok(()),
-        prepared => prepared?,
+    for each in std::iter::once(context).chain(&context.others) {
+        match each.hold("broker", |error: &RunError| error.away().is_some(), || each.prepare_topics()) {
+            Err(RunError::Interrupted { .. }) => return Ok(()),
+            prepared => prepared?,
+        }
     }
     let mut jobs: Vec<(String, Job)> = Vec::new();
     let stages = context.stages;
@@ -167,7 +169,6 @@ pub fn run(context: &Arc<Context>) -> Result<(), RunError> {
             jobs.push((format!("worker-{worker}"), Box::new(move || features::run(&context, worker))));
         }
         for other in &context.others {
-            other.prepare_topics()?;
             for worker in 0..other.workers {
                 let context = Arc::clone(other);
                 let name = format!("worker-{}-{worker}", context.plan.entity.name);

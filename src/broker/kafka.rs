@@ -436,14 +436,17 @@ impl Broker for KafkaBroker {
             .set("cleanup.policy", if settings.compacted { "compact" } else { "delete" })
             .set("retention.ms", &retention);
         let options = AdminOptions::new().request_timeout(Some(PATIENCE)).operation_timeout(Some(PATIENCE));
+        // A controller that is stopped meanwhile answers with no more than that something went wrong.
+        let fault = |code: Code, reason: String| match code {
+            Code::Unknown => BrokerError::Client { during, broker: self.link.describe(), reason, retriable: true },
+            code => self.link.fault(during, code, &reason, context),
+        };
         let made = wait_for(admin.create_topics([&topic], &options))
-            .map_err(|error| self.link.error(during, &error, context))?;
+            .map_err(|error| fault(error.rdkafka_error_code().unwrap_or(Code::Unknown), format!("{name}: {error}")))?;
         for result in made {
             match result {
                 Ok(_) | Err((_, Code::TopicAlreadyExists)) => {}
-                Err((topic, code)) => {
-                    return Err(self.link.fault(during, code, &format!("{topic}: {code}"), context));
-                }
+                Err((topic, code)) => return Err(fault(code, format!("{topic}: {code}"))),
             }
         }
         // The controller has made it; the broker that answers clients hears of it a moment later.
