@@ -11,7 +11,6 @@ use tokio::runtime::Handle;
 use super::RunError;
 use super::instance::Instance;
 use super::role;
-use super::worker::Finish;
 use crate::broker::{self, Broker, BrokerError, Offsets, OutRecord, SchemaRegistry, TopicPartition, TopicSettings};
 use crate::config::plan::{BrokerPlan, OnlinePlan, Plan, RekeyPlan};
 use crate::config::units;
@@ -245,8 +244,6 @@ pub struct Context {
     pub(super) rebuilt: Mutex<BTreeSet<i32>>,
     /// Partitions owned by the workers, for `/ready`.
     pub(super) owned: Mutex<BTreeMap<usize, Vec<i32>>>,
-    /// Which workers have read all, with `--until-end`.
-    pub(super) finish: Mutex<Finish>,
     /// What the re-keyers of this process wrote. Shared by all entities' contexts.
     pub(super) rekeyed: Arc<Rekeyed>,
     /// Asks the monitor to end once it has read all predictions.
@@ -328,7 +325,6 @@ impl Context {
             new_role: AtomicBool::new(false),
             rebuilt: Mutex::default(),
             owned: Mutex::default(),
-            finish: Mutex::default(),
             drain_drift: Stop::new(),
             drain_retrain: Stop::new(),
         };

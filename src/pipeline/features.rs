@@ -170,7 +170,7 @@ impl<'a> Worker<'a> {
                 self.flush(closed)?;
             }
             self.checkpoints(false)?;
-            if self.context.options.until_end && self.may_end() {
+            if self.context.options.until_end && self.at_end() {
                 return self.end();
             }
         }
@@ -429,18 +429,6 @@ impl<'a> Worker<'a> {
             }
         }
         Ok(())
-    }
-
-    /// True where nothing is left to do for any worker of this process. One that left the group before the others would make
-    /// them take up its partitions, only to find these at their end.
-    fn may_end(&self) -> bool {
-        let partitions = || {
-            // A broker that does not answer now is asked again after the next poll.
-            let topic = self.context.wiring.broker.topic(&self.context.plan.sources[0].topic).ok().flatten();
-            topic.map_or(usize::MAX, |topic| topic.partitions.len())
-        };
-        let owned = self.slots.keys().copied().collect();
-        self.context.finish.lock().may_end(self.number, owned, self.at_end(), partitions)
     }
 
     /// True where the re-keyers of this process have ended, and all that they wrote is read of a partition.

@@ -2,7 +2,6 @@
 //! a loss.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -80,39 +79,6 @@ pub(super) fn keep_joined(
             }
             other => return other,
         }
-    }
-}
-
-/// Lets the workers of a process end together.
-#[derive(Debug, Default)]
-pub(super) struct Finish {
-    /// By worker that owns partitions: these, and whether it has read them all.
-    owners: BTreeMap<usize, (Vec<i32>, bool)>,
-    /// Partitions that were read to their ends when a worker was let go.
-    read: BTreeSet<i32>,
-}
-
-impl Finish {
-    /// Takes note of a worker with the partitions that it `owned` and whether all of them are read to their ends, and says
-    /// whether it may end. Without partitions only once all of the pipeline's `partitions` are read: its own may be on their
-    /// way to it.
-    pub fn may_end(
-        &mut self,
-        worker: usize,
-        owned: Vec<i32>,
-        at_end: bool,
-        partitions: impl FnOnce() -> usize,
-    ) -> bool {
-        if owned.is_empty() {
-            self.owners.remove(&worker);
-            return !self.read.is_empty() && self.read.len() >= partitions();
-        }
-        self.owners.insert(worker, (owned, at_end));
-        let end = self.owners.values().all(|(_, at_end)| *at_end);
-        if end {
-            self.read.extend(self.owners.values().flat_map(|(owned, _)| owned));
-        }
-        end
     }
 }
 
@@ -243,24 +209,6 @@ impl<'a> Ends<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn workers_end_together() {
-        let mut finish = Finish::default();
-        let mut may_end = |worker, owned: &[i32], at_end| finish.may_end(worker, owned.to_vec(), at_end, || 4);
-        assert!(!may_end(0, &[], false), "nobody has read anything");
-        assert!(!may_end(0, &[0, 1], false));
-        assert!(!may_end(1, &[2], true), "another one reads");
-        assert!(!may_end(2, &[], false));
-        assert!(!may_end(1, &[2], false), "more has come");
-        assert!(!may_end(0, &[0, 1], true));
-        assert!(may_end(1, &[2], true));
-        assert!(may_end(0, &[0, 1], true));
-        assert!(!may_end(2, &[], false), "its partition is on the way to it");
-        assert!(!may_end(2, &[3], false), "who takes up partitions now reads them to their end");
-        assert!(may_end(2, &[3], true));
-        assert!(may_end(3, &[], false), "nothing is left for it");
-    }
 
     #[test]
     fn only_losses_without_a_commit_between_them_end_a_worker() {
