@@ -284,6 +284,78 @@ fn exact(criterion: &mut Criterion) {
     group_of.finish();
 }
 
+/// What an event costs should depend neither on how long the windows are, nor on how many entities there are, and little on how
+/// many windows share the tiles: each computes five values more.
+fn flat(criterion: &mut Criterion) {
+    let mut group_of = criterion.benchmark_group("flat");
+    group_of.throughput(Throughput::Elements(POLL as u64)).measurement_time(Duration::from_secs(8));
+    let mut case = |name: String, windows: &[Length], entities: u64| {
+        let plan = plan(vec![group(column("amount", DataType::Float64), windows)], Duration::ZERO);
+        let mut task = Task::new(Engine::new(&plan).expect("a valid plan"), 0);
+        let mut stream = Stream::new(0.0, 0.0, 1000);
+        // An event an entity in two days, or the windows would hold all that there is.
+        stream.step_us = (2 * DAY * 1000 / entities as i64).max(1);
+        for first in (0..entities).step_by(POLL) {
+            let keys: Vec<u64> = (first..(first + POLL as u64).min(entities)).collect();
+            let batch = stream.poll_of(&keys);
+            apply(&mut task, batch);
+        }
+        group_of.bench_function(name, |bencher| {
+            bencher.iter_custom(|polls| {
+                let mut spent = Duration::ZERO;
+                for _ in 0..polls {
+                    let keys: Vec<u64> = (0..POLL).map(|_| stream.random.random_range(0..entities)).collect();
+                    let batch = stream.poll_of(&keys);
+                    let start = monotonic();
+                    apply(&mut task, batch);
+                    spent += start.elapsed();
+                }
+                spent
+            });
+        });
+    };
+    for window in WINDOWS {
+        case(format!("one window of {}", window.0), &[window], 50_000);
+    }
+    for count in 2..=WINDOWS.len() {
+        case(format!("{count} windows"), &WINDOWS[..count], 50_000);
+    }
+    for entities in [500_000, 5_000_000] {
+        case(format!("one window of 1d, {entities} entities"), &[WINDOWS[1]], entities);
+    }
+    group_of.finish();
+}
+
+/// Partitions side by side, each with a thread of its own: an iteration is one poll in each.
+fn partitions(criterion: &mut Criterion) {
+    let mut group_of = criterion.benchmark_group("partitions");
+    group_of.measurement_time(Duration::from_secs(8));
+    for count in [1, 2] {
+        group_of.throughput(Throughput::Elements(count * POLL as u64));
+        let plan = plan(vec![group(column("amount", DataType::Float64), &WINDOWS)], Duration::ZERO);
+        let mut tasks: Vec<(Task, Stream)> = (0..count)
+            .map(|_| (Task::new(Engine::new(&plan).expect("a valid plan"), 0), Stream::new(0.14, 0.0, 700)))
+            .collect();
+        group_of.bench_function(format!("{count}"), |bencher| {
+            bencher.iter_custom(|polls| {
+                let batches = tasks.iter_mut().map(|(task, stream)| {
+                    let batches: Vec<SourceBatch> = (0..polls).map(|_| stream.poll()).collect();
+                    (task, batches)
+                });
+                let batches: Vec<_> = batches.collect();
+                let start = monotonic();
+                std::thread::scope(|scope| {
+                    for (task, batches) in batches {
+                        scope.spawn(move || batches.into_iter().for_each(|batch| apply(task, batch)));
+                    }
+                });
+                start.elapsed()
+            });
+        });
+    }
+    group_of.finish();
+}
+
 /// Entities whose state a worker copies at a time.
 const SLICE: usize = 4096;
 
@@ -373,5 +445,5 @@ fn memory(_: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, throughput, exact, checkpoints, memory);
+criterion_group!(benches, throughput, exact, flat, partitions, checkpoints, memory);
 criterion_main!(benches);
