@@ -4,14 +4,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
-use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
-use std::process::Command;
 
 use driftline::store::feast::python_repository;
 use serde_json::Value;
 
-use crate::process::{World, python, root, shared_data};
+use crate::process::{World, oracle, root, run_python, shared_data};
 use crate::servers::{Kafka, Redis, SchemaRegistry};
 
 const CHURN: &str = "pipelines/churn";
@@ -41,13 +39,6 @@ assert later.any() and not later.all()
 rows.loc[later, 'amount'] = (rows.loc[later, 'amount'].astype(float) * float(sys.argv[4])).round(2).astype(str)
 rows.to_csv(sys.argv[2], index=False)
 ";
-
-fn run_python(arguments: &[&dyn AsRef<OsStr>]) -> String {
-    let arguments = arguments.iter().map(|argument| argument.as_ref());
-    let output = Command::new(python()).args(arguments).current_dir(root()).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
 
 fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"))
@@ -119,15 +110,15 @@ fn features_predictions_and_stores_of_every_purchase_equal_the_oracles() {
     let (predictions, events) = (shop.world.path("predictions.jsonl"), shop.world.path("events.parquet"));
     std::fs::write(&predictions, values.join("\n")).unwrap();
     run_python(&[&"-c", &TO_PARQUET, &csv, &events]);
-    let found = json(&run_python(&[
-        &"tests/it/oracle.py",
+    let purchases: [&dyn AsRef<OsStr>; 6] = [
         &"pipelines/churn/pipeline.toml",
         &"purchases",
         &events,
         &shop.rows(),
         &predictions,
         &"pipelines/churn/bundle",
-    ]));
+    ];
+    let found = oracle("oracle.py", &purchases);
     eprintln!("compared with the oracle: {found}");
     assert_eq!((found["predictions"].as_u64(), found["events"].as_u64()), (Some(69_659), Some(69_659)));
 
@@ -135,8 +126,7 @@ fn features_predictions_and_stores_of_every_purchase_equal_the_oracles() {
     let plan = driftline::config::load_with(&root().join(CHURN), &|_| None, &[]).unwrap();
     std::fs::write(shop.world.path("definitions.py"), python_repository(&plan)).unwrap();
     let redis = shop.servers.1.address();
-    let found =
-        json(&run_python(&[&"tests/it/feast_last_rows.py", &shop.world.path(""), &redis, &plan.name, &shop.rows()]));
+    let found = oracle("feast_last_rows.py", &[&shop.world.path(""), &redis, &plan.name, &shop.rows()]);
     eprintln!("compared with Feast: {found}");
     assert_eq!(found["entities"], CUSTOMERS);
     assert_eq!(found["features"], plan.feature_columns().len());
@@ -150,7 +140,7 @@ fn features_predictions_and_stores_of_every_purchase_equal_the_oracles() {
 fn killed_around_every_side_effect_no_prediction_is_missing_or_doubled() {
     let Some(csv) = shared_data("cdnow_purchases.csv") else { return };
     let shop = Shop::open(CHURN, &csv);
-    for point in [
+    let points = [
         "features.after_online=kill@1",
         "publish.before_commit=kill@2",
         "broker.commit.before=kill@1",
@@ -158,11 +148,8 @@ fn killed_around_every_side_effect_no_prediction_is_missing_or_doubled() {
         "features.after_commit=kill@2",
         "offline.rows_written=kill@1",
         "offline.manifest_written=kill@1",
-    ] {
-        let killed = shop.world.command(&shop.arguments("run")).env("DRIFTLINE_FAILPOINTS", point).output().unwrap();
-        let signal = killed.status.signal();
-        assert_eq!(signal, Some(libc::SIGKILL), "{point}: {}", String::from_utf8_lossy(&killed.stderr));
-    }
+    ];
+    shop.world.killed_at(&shop.arguments("run"), &points);
     shop.run("run");
     let predictions = shop.predictions();
     assert_eq!((predictions.len(), ids(&predictions).len()), (PURCHASES, PURCHASES));

@@ -6,7 +6,6 @@
 //! for time to pass: a moment is drawn as a number of predictions that a consumer of committed records sees.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -151,9 +150,8 @@ impl<'a> Chaos<'a> {
     }
 
     fn define(&self, pipeline: &str) {
-        let folder = self.folder(pipeline);
-        fs::create_dir_all(&folder).unwrap();
-        fs::write(folder.join("pipeline.toml"), toml::to_string(&definition(pipeline, &self.topic)).unwrap()).unwrap();
+        let definition = toml::to_string(&definition(pipeline, &self.topic)).unwrap();
+        self.world.define(&format!("pipelines/{pipeline}"), &definition);
     }
 
     fn command(&self, pipeline: &str, instance: &str) -> std::process::Command {

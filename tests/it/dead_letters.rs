@@ -67,8 +67,7 @@ struct Shop {
 impl Shop {
     fn new() -> Self {
         let shop = Self { world: World::new(), name: unique("letters") };
-        std::fs::create_dir(shop.world.path("pipeline")).unwrap();
-        std::fs::write(shop.world.path("pipeline/pipeline.toml"), PIPELINE.replace("NAME", &shop.name)).unwrap();
+        shop.world.define("pipeline", &PIPELINE.replace("NAME", &shop.name));
         std::fs::write(shop.world.path("pipeline/visit.avsc"), VISIT).unwrap();
         shop
     }

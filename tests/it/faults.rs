@@ -92,8 +92,7 @@ impl<'a> Shop<'a> {
     fn define(&self, change: impl FnOnce(&mut toml::Table)) {
         let mut definition = self.definition.clone();
         change(&mut definition);
-        fs::create_dir_all(self.pipeline()).unwrap();
-        fs::write(self.pipeline().join("pipeline.toml"), toml::to_string(&definition).unwrap()).unwrap();
+        self.world.define("pipeline", &toml::to_string(&definition).unwrap());
     }
 
     fn pipeline(&self) -> PathBuf {
@@ -478,11 +477,9 @@ fn every_fault_of_a_definition_is_told_at_once_with_its_place_and_a_way_out() {
         broken = broken.replacen(good, bad, 1);
         expected.push((marked, says));
     }
-    let folder = world.path("broken");
-    fs::create_dir_all(&folder).unwrap();
-    fs::write(folder.join("pipeline.toml"), &broken).unwrap();
+    let folder = world.define("broken", &broken);
 
-    let output = world.output(&["check", folder.to_str().unwrap()]);
+    let output = world.output(&["check", &folder]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{said}");
     for (marked, says) in &expected {
@@ -493,7 +490,7 @@ fn every_fault_of_a_definition_is_told_at_once_with_its_place_and_a_way_out() {
     }
     assert_says(&said, &[&format!("{} faults", expected.len())]);
     // `run` says the same, and runs nothing.
-    let run = world.output(&["run", folder.to_str().unwrap(), "--listen", "none"]);
+    let run = world.output(&["run", &folder, "--listen", "none"]);
     assert_eq!((run.status.code(), String::from_utf8_lossy(&run.stderr)), (Some(2), said));
 }
 
@@ -504,10 +501,8 @@ fn embedded(change: impl FnOnce(&mut toml::Table)) -> (World, PathBuf) {
     let log = world.path("log");
     definition["broker"].as_table_mut().unwrap().insert("path".into(), log.to_str().unwrap().into());
     change(&mut definition);
-    let folder = world.path("pipeline");
-    fs::create_dir_all(&folder).unwrap();
-    fs::write(folder.join("pipeline.toml"), toml::to_string(&definition).unwrap()).unwrap();
-    (world, folder)
+    let folder = world.define("pipeline", &toml::to_string(&definition).unwrap());
+    (world, folder.into())
 }
 
 #[test]

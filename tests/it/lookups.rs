@@ -1,7 +1,6 @@
 //! Features of another entity, computed by another pipeline, read from Redis: on Kafka, by the whole binary.
 
 use std::collections::BTreeMap;
-use std::fs;
 
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::{Value, json};
@@ -79,11 +78,8 @@ fn rows_have_the_features_of_what_was_bought() {
     let mut world = World::new();
     world.set("KAFKA_BROKERS", &kafka.address());
     world.set("REDIS_URL", &redis.url());
-    for (pipeline, text) in [("catalog", CATALOG), ("shop", SHOP)] {
-        let folder = world.path(pipeline);
-        fs::create_dir_all(&folder).unwrap();
-        fs::write(folder.join("pipeline.toml"), text.replace("NAME", &name)).unwrap();
-    }
+    let [catalog, shop] = [("catalog", CATALOG), ("shop", SHOP)]
+        .map(|(pipeline, text)| world.define(pipeline, &text.replace("NAME", &name)));
     let topic = |of: &str| format!("{name}.{of}");
     kafka.create(&topic("prices"), 2);
     kafka.create(&topic("orders"), 3);
@@ -124,9 +120,8 @@ fn rows_have_the_features_of_what_was_bought() {
             .map(|((partition, customer, ..), value)| (*partition, customer.as_bytes(), value.as_bytes())),
     );
 
-    for pipeline in ["catalog", "shop"] {
-        let folder = world.path(pipeline).display().to_string();
-        world.run(&["features", &folder, "--until-end", "--listen", "none", "--view", "none"]);
+    for pipeline in [&catalog, &shop] {
+        world.run(&["features", pipeline, "--until-end", "--listen", "none", "--view", "none"]);
     }
     let rows = kafka.consume(&format!("{name}-shop.features"));
     assert_eq!(rows.len(), orders.len());
@@ -147,7 +142,6 @@ fn rows_have_the_features_of_what_was_bought() {
     }
     assert!(found.len() == 3 && found.values().all(|count| *count > 100), "{found:?}");
     // What was looked up is none of the customer's own features.
-    let folder = world.path("shop").display().to_string();
-    let own = world.run(&["get", &folder, "c1", "--json"]);
+    let own = world.run(&["get", &shop, "c1", "--json"]);
     assert!(own.contains("bought_last_lifetime") && !own.contains("product_price"), "{own}");
 }

@@ -1,11 +1,14 @@
 //! The driftline binary as a user runs it: its own process, its own folder, the environment set for a Kafka and a Redis.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::LazyLock;
 
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::servers::{Process, unique};
@@ -28,6 +31,31 @@ pub fn shared_data(name: &str) -> Option<PathBuf> {
 /// Python with the packages of tests/requirements.txt.
 pub fn python() -> PathBuf {
     std::env::var_os("DRIFTLINE_PYTHON").map_or_else(|| root().join(".venv/bin/python"), PathBuf::from)
+}
+
+/// Runs Python in the repository to its end, which must be a good one; gives standard output.
+pub fn run_python(arguments: &[&dyn AsRef<OsStr>]) -> String {
+    let mut command = Command::new(python());
+    command.args(arguments.iter().map(|argument| argument.as_ref())).current_dir(root()).stdin(Stdio::null());
+    let output = command.output().expect("Python is there: run `make setup`");
+    assert!(output.status.success(), "{command:?}:\n{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Lets a script of `tests/it` judge; gives the JSON that it prints.
+pub fn oracle(script: &str, arguments: &[&dyn AsRef<OsStr>]) -> Value {
+    let script = Path::new("tests/it").join(script);
+    let printed = run_python(&[&[&script as &dyn AsRef<OsStr>], arguments].concat());
+    serde_json::from_str(&printed).unwrap_or_else(|error| panic!("{}: {error}: {printed}", script.display()))
+}
+
+/// Runs a command that must be killed at a failpoint. Without failpoints in the code, it is not run.
+pub fn killed_at(mut command: Command, point: &str) {
+    if cfg!(feature = "failpoints") {
+        let output = command.env("DRIFTLINE_FAILPOINTS", point).output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.signal(), Some(libc::SIGKILL), "{point}: {}:\n{errors}", output.status);
+    }
 }
 
 /// The failpoints in the code, so that a test of all of them covers a new one.
@@ -89,6 +117,14 @@ impl World {
         self.folder.path().join(name)
     }
 
+    /// Writes a definition into a folder of this name; gives its path, as an argument.
+    pub fn define(&self, folder: &str, definition: &str) -> String {
+        let folder = self.path(folder);
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("pipeline.toml"), definition).unwrap();
+        folder.to_str().unwrap().to_owned()
+    }
+
     /// The command with these arguments, not started. It runs in the repository, as a user's does.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_driftline"));
@@ -116,5 +152,12 @@ impl World {
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "driftline {} ended with {}:\n{errors}", arguments.join(" "), output.status);
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs once for each of these failpoints, and dies at it: see [`killed_at`].
+    pub fn killed_at(&self, arguments: &[&str], points: &[&str]) {
+        for point in points {
+            killed_at(self.command(arguments), point);
+        }
     }
 }

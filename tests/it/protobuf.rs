@@ -1,6 +1,5 @@
 //! Protobuf records and JSON Schema against other implementations: Google's encoder, Python's validator, a real registry.
 
-use std::process::Command;
 use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, RecordBatch};
@@ -13,7 +12,7 @@ use driftline::source::protobuf::Message;
 use driftline::source::{Decoded, SourceDecoder};
 use serde_json::{Value, json};
 
-use crate::process::{python, root};
+use crate::process::run_python;
 use crate::servers::{SchemaRegistry, unique};
 use crate::source_plan::purchases;
 
@@ -26,14 +25,8 @@ pub struct Oracle {
 impl Oracle {
     pub fn run() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let output = Command::new(python())
-            .arg(root().join("tests/it/protobuf_oracle.py"))
-            .arg(folder.path())
-            .output()
-            .expect("Python is there: run `make setup`");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let records: Vec<Value> =
-            String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let printed = run_python(&[&"tests/it/protobuf_oracle.py", &folder.path()]);
+        let records: Vec<Value> = printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(records.len(), 800);
         Self { folder, records }
     }
@@ -202,9 +195,8 @@ fn records_framed_with_a_registered_json_schema_are_read_by_it() {
     // Python's validator judges the same: a value that has not the schema's type is no row.
     let judge = "import json, sys, jsonschema; print(jsonschema.Draft202012Validator(json.loads(sys.argv[1])).is_valid(json.loads(sys.argv[2])))";
     for (record, fits) in &cases {
-        let output = Command::new(python()).args(["-c", judge, JSON_SCHEMA, &record.to_string()]).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert_eq!(said.trim(), if *fits { "True" } else { "False" }, "{record}: {output:?}");
+        let said = run_python(&[&"-c", &judge, &JSON_SCHEMA, &record.to_string()]);
+        assert_eq!(said.trim(), if *fits { "True" } else { "False" }, "{record}");
     }
     let mut decoder = SourceDecoder::new(0, &plan.sources[0], None).unwrap();
     for (record, fits) in cases {

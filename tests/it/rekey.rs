@@ -5,12 +5,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::{Value, json};
 
-use crate::process::{World, python, root};
+use crate::process::{World, oracle};
 use crate::servers::{Kafka, unique};
 
 const PARTITIONS: i32 = 3;
@@ -87,13 +86,8 @@ fn orders() -> Vec<Order> {
 
 fn compare(world: &World, rows: &Value) -> Value {
     fs::write(world.path("rows.json"), rows.to_string()).unwrap();
-    let compared = Command::new(python())
-        .arg(root().join("tests/it/rekey_oracle.py"))
-        .args([world.path("events.jsonl"), OUT_OF_ORDER_MS.to_string().into(), world.path("rows.json")])
-        .output()
-        .unwrap();
-    assert!(compared.status.success(), "{}", String::from_utf8_lossy(&compared.stderr));
-    serde_json::from_slice(&compared.stdout).unwrap()
+    let (events, out_of_order) = (world.path("events.jsonl"), OUT_OF_ORDER_MS.to_string());
+    oracle("rekey_oracle.py", &[&events, &out_of_order, &world.path("rows.json")])
 }
 
 fn write_events(path: &Path, orders: &[Order]) {
@@ -113,33 +107,24 @@ fn features_by_another_entity_are_exact_however_often_the_process_is_killed() {
     let name = unique("rekey");
     let mut world = World::new();
     world.set("KAFKA_BROKERS", &kafka.address());
-    let folder = world.path("pipeline");
-    fs::create_dir_all(&folder).unwrap();
-    fs::write(folder.join("pipeline.toml"), PIPELINE.replace("NAME", &name)).unwrap();
+    let pipeline = world.define("pipeline", &PIPELINE.replace("NAME", &name));
     let topic = format!("{name}.orders");
     kafka.create(&topic, PARTITIONS);
     let orders = orders();
     write_events(&world.path("events.jsonl"), &orders);
     kafka.produce(&topic, orders.iter().map(|order| (order.partition, order.key.as_bytes(), order.value.as_bytes())));
 
-    let pipeline = folder.display().to_string();
     let run = ["run", &pipeline, "--until-end", "--listen", "none", "--view", "none", "--instance", "test"];
-    if cfg!(feature = "failpoints") {
-        let points = [
-            "rekey.sent=kill@1",
-            "rekey.after_commit=kill@1",
-            "rekey.sent=kill@1",
-            "features.after_window=kill@2",
-            "publish.before_commit=kill@1",
-            "broker.commit.after=kill@1",
-            "offline.manifest_written=kill@1",
-        ];
-        for point in points {
-            let killed = world.command(&run).env("DRIFTLINE_FAILPOINTS", point).output().unwrap();
-            let signal = std::os::unix::process::ExitStatusExt::signal(&killed.status);
-            assert_eq!(signal, Some(libc::SIGKILL), "{point}: {killed:?}");
-        }
-    }
+    let points = [
+        "rekey.sent=kill@1",
+        "rekey.after_commit=kill@1",
+        "rekey.sent=kill@1",
+        "features.after_window=kill@2",
+        "publish.before_commit=kill@1",
+        "broker.commit.after=kill@1",
+        "offline.manifest_written=kill@1",
+    ];
+    world.killed_at(&run, &points);
     world.run(&run);
 
     let mut rows = BTreeMap::new();

@@ -3,13 +3,12 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
-use std::process::Command;
 
 use driftline::runtime::clock;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::{Value, json};
 
-use crate::process::{World, python, root};
+use crate::process::{World, oracle};
 use crate::servers::{Kafka, START, unique, until};
 
 const PARTITIONS: i32 = 3;
@@ -138,9 +137,7 @@ fn events_are_joined_with_the_facts_as_of_their_time() {
     let name = unique("tables");
     let mut world = World::new();
     world.set("KAFKA_BROKERS", &kafka.address());
-    let folder = world.path("pipeline");
-    fs::create_dir_all(&folder).unwrap();
-    fs::write(folder.join("pipeline.toml"), PIPELINE.replace("NAME", &name)).unwrap();
+    let pipeline = world.define("pipeline", &PIPELINE.replace("NAME", &name));
     let topic = |of: &str| format!("{name}.{of}");
     kafka.create(&topic("orders"), PARTITIONS);
     // What was written before the gap is compacted, and what was written after it is not.
@@ -188,20 +185,14 @@ fn events_are_joined_with_the_facts_as_of_their_time() {
         orders.iter().map(|(partition, key, value)| (*partition, key.as_bytes(), value.as_bytes())),
     );
     fs::write(world.path("orders.jsonl"), lines).unwrap();
-    let pipeline = folder.display().to_string();
     let run = ["features", &pipeline, "--until-end", "--listen", "none", "--view", "none", "--instance", "test"];
-    if cfg!(feature = "failpoints") {
-        for point in [
-            "features.after_window=kill@2",
-            "publish.before_commit=kill@1",
-            "broker.commit.after=kill@1",
-            "offline.manifest_written=kill@1",
-        ] {
-            let killed = world.command(&run).env("DRIFTLINE_FAILPOINTS", point).output().unwrap();
-            let signal = std::os::unix::process::ExitStatusExt::signal(&killed.status);
-            assert_eq!(signal, Some(libc::SIGKILL), "{point}: {killed:?}");
-        }
-    }
+    let points = [
+        "features.after_window=kill@2",
+        "publish.before_commit=kill@1",
+        "broker.commit.after=kill@1",
+        "offline.manifest_written=kill@1",
+    ];
+    world.killed_at(&run, &points);
     world.run(&run);
     assert_eq!(places(&kafka, &topic("profiles")), kept, "nothing was compacted meanwhile");
 
@@ -215,13 +206,8 @@ fn events_are_joined_with_the_facts_as_of_their_time() {
         writeln!(rows, "{row}").unwrap();
     }
     fs::write(world.path("rows.jsonl"), rows).unwrap();
-    let compared = Command::new(python())
-        .arg(root().join("tests/it/tables_oracle.py"))
-        .args(["orders", "profiles", "plans", "rows"].map(|of| world.path(&format!("{of}.jsonl"))))
-        .output()
-        .unwrap();
-    assert!(compared.status.success(), "{}", String::from_utf8_lossy(&compared.stderr));
-    let found: Value = serde_json::from_slice(&compared.stdout).unwrap();
+    let lines = ["orders", "profiles", "plans", "rows"].map(|of| world.path(&format!("{of}.jsonl")));
+    let found = oracle("tables_oracle.py", &[&lines[0], &lines[1], &lines[2], &lines[3]]);
     assert_eq!(found["rows"], 4 * ROWS);
     assert!(found["profile"].as_i64().unwrap() > ROWS && found["plan"].as_i64().unwrap() > ROWS, "{found}");
     assert_eq!(kafka.consume(&topic("dead-letters")).len(), 0);
@@ -233,13 +219,10 @@ fn a_table_with_other_partitions_is_refused() {
     let name = unique("tables");
     let mut world = World::new();
     world.set("KAFKA_BROKERS", &kafka.address());
-    let folder = world.path("pipeline");
-    fs::create_dir_all(&folder).unwrap();
-    fs::write(folder.join("pipeline.toml"), PIPELINE.replace("NAME", &name)).unwrap();
+    let pipeline = world.define("pipeline", &PIPELINE.replace("NAME", &name));
     for (of, partitions) in [("orders", 3), ("profiles", 3), ("plans", 2)] {
         kafka.create(&format!("{name}.{of}"), partitions);
     }
-    let pipeline = folder.display().to_string();
     let refused = world.output(&["features", &pipeline, "--until-end", "--listen", "none", "--view", "none"]);
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success());

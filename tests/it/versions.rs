@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use driftline::broker::{Broker, Offsets, OutRecord, TopicSettings};
 use serde_json::Value;
 
-use crate::process::{World, root};
+use crate::process::{World, killed_at, root};
 use crate::servers::{Kafka, Process, Redis, unique};
 
 /// 2025-01-01, ms.
@@ -154,8 +154,7 @@ impl<'a> Shop<'a> {
         set(source, "schema", root().join("schemas/churn/purchase.avsc").to_str().unwrap());
         definition.insert("name".into(), self.name.as_str().into());
         definition["features"]["spend"].as_table_mut().unwrap().extend(spend.parse::<toml::Table>().unwrap());
-        fs::create_dir_all(self.pipeline(folder)).unwrap();
-        fs::write(self.pipeline(folder).join("pipeline.toml"), toml::to_string(&definition).unwrap()).unwrap();
+        self.world.define(folder, &toml::to_string(&definition).unwrap());
     }
 
     fn pipeline(&self, folder: &str) -> PathBuf {
@@ -199,13 +198,6 @@ impl<'a> Shop<'a> {
         command.args(["--set", "score.batch.rows=40", "--set", "offline.checkpoint.rows=200"]);
         command.args(["--set", "offline.checkpoint.interval=1s"]);
         command
-    }
-
-    fn killed(&self, mut command: Command, point: &str) {
-        if cfg!(feature = "failpoints") {
-            let output = command.env("DRIFTLINE_FAILPOINTS", point).output().unwrap();
-            assert_eq!(output.status.signal(), Some(libc::SIGKILL), "{point}: {output:?}");
-        }
     }
 
     fn done(&self, mut command: Command) -> String {
@@ -304,7 +296,7 @@ fn versions_are_switched_under_load_and_back_and_every_event_has_one_prediction(
         assert!(refused.status.code() == Some(1) && said.contains("versions bootstrap"), "{said}");
 
         for point in ["versions.before_record=kill", "versions.bootstrapped=kill", "offline.manifest_written=kill@2"] {
-            shop.killed(shop.running(&["versions", "bootstrap", "--until-caught-up"], "v2"), point);
+            killed_at(shop.running(&["versions", "bootstrap", "--until-caught-up"], "v2"), point);
         }
         let done = shop.done(shop.running(&["versions", "bootstrap", "--until-caught-up"], "v2"));
         assert!(done.is_empty(), "{done}");
@@ -318,9 +310,9 @@ fn versions_are_switched_under_load_and_back_and_every_event_has_one_prediction(
         }
         let mut second = shop.world.start(command);
         come(&mut first, 2_000);
-        shop.killed(shop.command(&["versions", "switch"], "v2"), "versions.before_record=kill");
+        killed_at(shop.command(&["versions", "switch"], "v2"), "versions.before_record=kill");
         assert_eq!(shop.list()["serving"], 1);
-        shop.killed(shop.command(&["versions", "switch"], "v2"), "versions.recorded=kill");
+        killed_at(shop.command(&["versions", "switch"], "v2"), "versions.recorded=kill");
         if cfg!(feature = "failpoints") {
             assert_eq!(second.end().signal(), Some(libc::SIGKILL), "{}", second.printed());
             second = shop.world.start(shop.running(&["run"], "v2"));

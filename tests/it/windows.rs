@@ -3,12 +3,11 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::{Value, json};
 
-use crate::process::{World, python, root};
+use crate::process::{World, oracle};
 use crate::servers::{Kafka, unique};
 
 const PARTITIONS: i32 = 3;
@@ -93,28 +92,19 @@ fn closed_windows_are_emitted_once_however_often_the_process_is_killed() {
     let name = unique("windows");
     let mut world = World::new();
     world.set("KAFKA_BROKERS", &kafka.address());
-    let folder = world.path("pipeline");
-    fs::create_dir_all(&folder).unwrap();
-    fs::write(folder.join("pipeline.toml"), PIPELINE.replace("NAME", &name)).unwrap();
+    let pipeline = world.define("pipeline", &PIPELINE.replace("NAME", &name));
     kafka.create(&format!("{name}.orders"), PARTITIONS);
     orders(&world.path(""), &kafka, &format!("{name}.orders"));
 
-    let pipeline = folder.display().to_string();
     let run = ["run", &pipeline, "--until-end", "--listen", "none", "--view", "none", "--instance", "test"];
-    if cfg!(feature = "failpoints") {
-        let points = [
-            "features.after_window=kill@2",
-            "publish.before_commit=kill@1",
-            "offline.rows_written=kill@1",
-            "offline.manifest_written=kill@1",
-            "broker.commit.after=kill@1",
-        ];
-        for point in points {
-            let killed = world.command(&run).env("DRIFTLINE_FAILPOINTS", point).output().unwrap();
-            let signal = std::os::unix::process::ExitStatusExt::signal(&killed.status);
-            assert_eq!(signal, Some(libc::SIGKILL), "{point}: {killed:?}");
-        }
-    }
+    let points = [
+        "features.after_window=kill@2",
+        "publish.before_commit=kill@1",
+        "offline.rows_written=kill@1",
+        "offline.manifest_written=kill@1",
+        "broker.commit.after=kill@1",
+    ];
+    world.killed_at(&run, &points);
     world.run(&run);
 
     let spans = json!({
@@ -141,13 +131,8 @@ fn closed_windows_are_emitted_once_however_often_the_process_is_killed() {
         spec["files"] = json!(files(&world.path("offline").join(&name), window));
     }
     fs::write(world.path("windows.json"), json!(windows).to_string()).unwrap();
-    let compared = Command::new(python())
-        .arg(root().join("tests/it/windows_oracle.py"))
-        .args([world.path("events.jsonl"), OUT_OF_ORDER_MS.to_string().into(), world.path("windows.json")])
-        .output()
-        .unwrap();
-    assert!(compared.status.success(), "{}", String::from_utf8_lossy(&compared.stderr));
-    let sizes: Value = serde_json::from_slice(&compared.stdout).unwrap();
+    let (events, out_of_order) = (world.path("events.jsonl"), OUT_OF_ORDER_MS.to_string());
+    let sizes = oracle("windows_oracle.py", &[&events, &out_of_order, &world.path("windows.json")]);
     for window in spans.as_object().unwrap().keys() {
         assert!(sizes[window].as_u64().unwrap() > 1_000, "{sizes}");
     }

@@ -20,7 +20,7 @@ use rand::{Rng as _, SeedableRng as _};
 use serde_json::{Value, json};
 
 use crate::outcome::Outcome;
-use crate::process::{World, python, root};
+use crate::process::{World, root, run_python};
 use crate::servers::{Kafka, unique, until};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -98,10 +98,7 @@ impl Folder {
         let world = World::new();
         let (given, out) = (world.path("input.jsonl"), world.path("answers"));
         fs::write(&given, lines(input)).unwrap();
-        let mut command = Command::new(python());
-        command.arg(root().join("tests/golden/oracle.py")).args([&self.path, &given, &out]);
-        let asked = command.output().unwrap();
-        assert!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
+        run_python(&[&"tests/golden/oracle.py", &self.path, &given, &out]);
         read_answers(&out)
     }
 

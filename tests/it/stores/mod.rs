@@ -25,23 +25,6 @@ fn runtime() -> tokio::runtime::Handle {
     RUNTIME.handle().clone()
 }
 
-/// The interpreter with feast, pyarrow and duckdb.
-fn python() -> PathBuf {
-    let path = std::env::var_os("DRIFTLINE_PYTHON")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python"), PathBuf::from);
-    assert!(path.is_file(), "{} is not there: run `make setup`, or set DRIFTLINE_PYTHON", path.display());
-    path
-}
-
-/// Runs a script of this folder and gives what it printed.
-fn run_python(script: &str, arguments: &[&str]) -> String {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/stores").join(script);
-    let output = std::process::Command::new(python()).arg(&script).args(arguments).output().unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{} failed:\n{errors}", script.display());
-    String::from_utf8(output.stdout).unwrap()
-}
-
 /// Runs one of these tests in a process of its own, with variables of its own, and says whether it came to its end.
 fn in_child(test: &str, folder: &Path, variables: &[(&str, &str)]) -> bool {
     let child = std::process::Command::new(std::env::current_exe().unwrap())

@@ -9,7 +9,8 @@ use driftline::broker::{NextOffset, Offsets, TopicPartition};
 use driftline::config::plan::{OnlinePlan, Plan};
 use driftline::store::{Checkpoint, Manifest, OfflineStore, Role, Versions};
 
-use super::{Row, child_folder, feature_rows, in_child, plan, run_python, runtime};
+use super::{Row, child_folder, feature_rows, in_child, plan, runtime};
+use crate::process::run_python;
 
 const START: i64 = 1_767_323_045_123;
 
@@ -361,7 +362,7 @@ fn python_reads_the_files_as_they_lie() {
     let mut writer = arrow::ipc::writer::StreamWriter::try_new(file, &batch.schema()).unwrap();
     writer.write(&batch).unwrap();
     writer.finish().unwrap();
-    let output = run_python("arrow_read.py", &[store.folder().unwrap().to_str().unwrap(), expected.to_str().unwrap()]);
+    let output = run_python(&[&"tests/it/stores/arrow_read.py", &store.folder().unwrap(), &expected]);
     assert_eq!(output.trim(), "1600 rows in 3 files: pyarrow and DuckDB agree with what was written");
 }
 

@@ -11,7 +11,8 @@ use driftline::store::{GroupRead, OnlineStore, Status, Value, key_from_text, loo
 use driftline::window::FeatureRows;
 use proptest::prelude::*;
 
-use super::{Row, child_folder, feature_rows, in_child, plan, run_python, runtime};
+use super::{Row, child_folder, feature_rows, in_child, plan, runtime};
+use crate::process::run_python;
 use crate::servers::{Redis, unique, until};
 
 const START: i64 = 1_767_323_045_123;
@@ -516,10 +517,8 @@ fn feasts_own_sdk_reads_and_writes_the_same_rows() {
             ],
         },
     });
-    let output = run_python(
-        "feast_read.py",
-        &[folder.path().to_str().unwrap(), &redis.address(), &project, &question.to_string()],
-    );
+    let script = "tests/it/stores/feast_read.py";
+    let output = run_python(&[&script, &folder.path(), &redis.address(), &project, &question.to_string()]);
     let answer: Answer = serde_json::from_str(&output).unwrap();
     let expected = |value: fn(&Row) -> serde_json::Value| rows.iter().map(value).collect::<Vec<_>>();
     assert_eq!(answer["spend_count_1h"], expected(|r| r.count.into()));
