@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 
 use super::plan::{
-    BrokerPlan, Emit, Format, GroupPlan, GroupProtocol, MonitorWindow, OnlinePlan, Plan, Span, Unavailable, WindowPlan,
+    BrokerPlan, Emit, Format, GroupPlan, GroupProtocol, MonitorWindow, OnlinePlan, Plan, SourcePlan, Span, Unavailable,
+    WindowPlan,
 };
 use super::units::{label, label_bytes, label_ms};
 use crate::window::{EXACT, state_bytes};
@@ -168,10 +169,9 @@ impl Plan {
             let _ = writeln!(out, "\nwindows emitted when they close");
         }
         for windows in &self.windows {
-            let of = windows.of.as_ref().map_or("events".to_owned(), |column| format!("`{}`", column.name));
-            let filter = windows.filter.as_ref().map(|filter| format!(" where {filter}")).unwrap_or_default();
             let source = &self.sources[windows.source];
-            let _ = writeln!(out, "  {}: {of} of {}{filter}, to topic {}", windows.name, source.name, windows.topic);
+            let aggregated = aggregated(&windows.as_group(), source);
+            let _ = writeln!(out, "  {}: {aggregated}, to topic {}", windows.name, windows.topic);
             let span = match windows.span {
                 Span::Hopping { length_ms, step_ms } if length_ms == step_ms => {
                     format!("every {}", label_ms(length_ms))
@@ -199,11 +199,7 @@ impl Plan {
             let _ = writeln!(out, "  {}: the newest row\n    {}", group.name, names.join(", "));
             return;
         }
-        let of = group.of.as_ref().map_or("events".to_owned(), |column| format!("`{}`", column.name));
-        let filter = group.filter.as_ref().map(|filter| format!(" where {filter}")).unwrap_or_default();
-        let by = group.by.as_ref().map(|by| format!(" by {}", by.column.name)).unwrap_or_default();
-        let decay = group.half_life_ms.map(|ms| format!(", half-life {}", label_ms(ms))).unwrap_or_default();
-        let _ = writeln!(out, "  {}: {of} of {}{by}{filter}{decay}", group.name, self.sources[group.source].name);
+        let _ = writeln!(out, "  {}: {}", group.name, aggregated(group, &self.sources[group.source]));
         for (index, window) in group.windows.iter().enumerate() {
             let names: Vec<&str> =
                 group.features.iter().filter(|(_, w, _)| *w == index).map(|(_, _, column)| &*column.name).collect();
@@ -303,6 +299,15 @@ impl Plan {
             );
         }
     }
+}
+
+/// What is aggregated: "`amount` of purchases by channel where amount < 10000, half-life 7d".
+fn aggregated(group: &GroupPlan, source: &SourcePlan) -> String {
+    let of = group.of.as_ref().map_or("events".to_owned(), |column| format!("`{}`", column.name));
+    let filter = group.filter.as_ref().map(|filter| format!(" where {filter}")).unwrap_or_default();
+    let by = group.by.as_ref().map(|by| format!(" by {}", by.column.name)).unwrap_or_default();
+    let decay = group.half_life_ms.map(|ms| format!(", half-life {}", label_ms(ms))).unwrap_or_default();
+    format!("{of} of {}{by}{filter}{decay}", source.name)
 }
 
 /// How a window's tail moves: `tiles of 12h: the tail moves by 1.7 % of the window`.

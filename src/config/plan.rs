@@ -368,14 +368,14 @@ pub struct GroupPlan {
     pub features: Vec<(Function, usize, Column)>,
 }
 
-/// Categories of a feature group's events.
+/// Categories of the events of a feature group, or of windows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ByPlan {
     /// Column of the source that has the category: `String`, `Int64` or `Boolean`.
     pub column: Column,
     /// Categories, as written.
     pub categories: Vec<String>,
-    /// For each feature of the group: the index of its category.
+    /// For each feature of the group, or function of the windows: the index of its category.
     pub of_feature: Vec<usize>,
 }
 
@@ -438,7 +438,11 @@ pub struct EmittedPlan {
     pub filter: Option<String>,
     /// Their beginnings and ends.
     pub span: Span,
-    /// Functions in order, each with its output column, which has the function's name.
+    /// Half-life of the events in milliseconds, where they decay. Weights are as of a window's end.
+    pub half_life_ms: Option<i64>,
+    /// Categories, where each function is of one of them.
+    pub by: Option<ByPlan>,
+    /// Functions in order, each with its output column, named `<function>`, or `<function>_<category>`.
     pub functions: Vec<(Function, Column)>,
     /// Open windows that have changed are emitted once in so much event time, ms.
     pub early_ms: Option<i64>,
@@ -454,8 +458,8 @@ impl EmittedPlan {
             source: self.source,
             of: self.of.clone(),
             filter: self.filter.clone(),
-            half_life_ms: None,
-            by: None,
+            half_life_ms: self.half_life_ms,
+            by: self.by.clone(),
             windows: Vec::new(),
             features: self.functions.iter().map(|(function, column)| (*function, 0, column.clone())).collect(),
         }

@@ -391,6 +391,14 @@ pub struct WindowSpec {
     /// SQL condition over the source's columns: keeps the events for which it is true.
     #[serde(default, rename = "where", skip_serializing_if = "Option::is_none")]
     pub filter: Option<String>,
+    /// Half-life of the events in `count`, `sum` and `mean`: one this long before its window's end weighs half of one at the
+    /// end. Default: none; all events of a window weigh the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decay: Option<String>,
+    /// One column a function for each of these categories, of the events that have it in this column:
+    /// `{ channel = ["web", "shop"] }`. Default: none.
+    #[serde(default)]
+    pub by: IndexMap<String, Vec<String>>,
     /// Emits open windows that have changed, too, at most once in so much event time. Default: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub early: Option<String>,

@@ -91,7 +91,28 @@ pub(super) struct Outline {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Lanes {
     series: Vec<Series>,
+    /// Of windows by category: which rows are in each series.
+    members: Vec<Member>,
     width: usize,
+}
+
+/// The bit of a row's mask that says that the event is in a series of its source.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Member {
+    word: usize,
+    bit: u64,
+}
+
+impl Member {
+    /// Of the series of this number.
+    pub fn of(series: usize) -> Self {
+        Self { word: 1 + series / 64, bit: 1 << (series % 64) }
+    }
+
+    #[inline]
+    pub fn has(self, row: &[u64]) -> bool {
+        row[self.word] & self.bit != 0
+    }
 }
 
 impl Lanes {
@@ -100,9 +121,11 @@ impl Lanes {
         Self::laid_out(series, series.len().div_ceil(64))
     }
 
-    /// Lanes of one series, of a source whose rows have `mask_words` words of masks. See [`Lanes::add_single`].
-    pub fn single(series: Outline, mask_words: usize) -> Self {
-        Self::laid_out(&[series], mask_words)
+    /// Lanes of the events of windows, of a source whose rows have `mask_words` words of masks: one series of all of them,
+    /// or as many as `members`, each of the events that are members of it. See [`Lanes::add_event`].
+    pub fn of_windows(series: Outline, members: Vec<Member>, mask_words: usize) -> Self {
+        let series = vec![series; members.len().max(1)];
+        Self { members, ..Self::laid_out(&series, mask_words) }
     }
 
     fn laid_out(series: &[Outline], mask_words: usize) -> Self {
@@ -119,12 +142,17 @@ impl Lanes {
                 Series { kind, parts, value, hash, half_life, start, width: own, common }
             })
             .collect();
-        Self { series, width }
+        Self { series, members: Vec::new(), width }
     }
 
     /// Words of a set of events.
     pub fn width(&self) -> usize {
         self.width
+    }
+
+    /// Number of series.
+    pub fn series(&self) -> usize {
+        self.series.len()
     }
 
     /// Words of a row before its values, without the time.
@@ -185,10 +213,16 @@ impl Lanes {
         self.add::<true>(lanes, row);
     }
 
-    /// Adds a row to the lanes of the only series, whatever its mask says. It comes after all rows of the same time.
+    /// Adds the row of an event of windows: to all series that it is a member of; where there are no members, to the only
+    /// one, whatever its mask says. It comes after all rows of the same time.
     #[inline]
-    pub fn add_single(&self, lanes: &mut [u64], row: &[u64]) {
-        self.series[0].add::<true>(lanes, row);
+    pub fn add_event(&self, lanes: &mut [u64], row: &[u64]) {
+        if self.members.is_empty() {
+            return self.series[0].add::<true>(lanes, row);
+        }
+        for (series, _) in self.series.iter().zip(&self.members).filter(|(_, member)| member.has(row)) {
+            series.add::<true>(&mut lanes[series.start..], row);
+        }
     }
 
     /// Adds a row that comes before all rows of the same time in `lanes`.

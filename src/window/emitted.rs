@@ -18,7 +18,7 @@ use arrow::datatypes::{DataType as ArrowType, Field, Schema, SchemaRef};
 use self::buffer::EmittedBuffer;
 use self::panes::Panes;
 use self::sessions::Sessions;
-use super::aggregate::{self, Lanes, Outline};
+use super::aggregate::{self, Lanes, Member, Outline};
 use super::engine::Engine;
 use super::entities::hash;
 use super::ordered::visit;
@@ -34,28 +34,46 @@ pub(super) struct Emitted {
     pub source: usize,
     span: Span,
     early: Option<i64>,
-    /// Word of a row's mask, and its bit, that says that the event belongs to these windows.
-    mask: (usize, u64),
+    /// The events that belong to these windows.
+    member: Member,
     lanes: Lanes,
-    functions: Vec<Function>,
+    /// For each series, which is all events or those of a category: its functions, and the column of each.
+    readings: Vec<(Vec<Function>, Vec<usize>)>,
     columns: Vec<Column>,
+    /// What changes the meaning of a piece of state besides its layout.
+    meaning: String,
     /// Lanes that hold the number of a text.
     text_lanes: Vec<usize>,
     schema: SchemaRef,
 }
 
+/// Which events of a source are in the windows of one table, and which of those in each category.
+#[derive(Debug)]
+pub(super) struct Membership {
+    pub all: Member,
+    pub categories: Vec<Member>,
+}
+
 impl Emitted {
-    /// Compiles a plan's windows: the series `series` of a source whose rows have `mask_words` words of masks.
+    /// Compiles a plan's windows over a source whose rows have `mask_words` words of masks.
     pub fn new(
         plan: &EmittedPlan,
         keys: &[Column],
-        series: usize,
+        Membership { all, categories }: Membership,
         mut outline: Outline,
         mask_words: usize,
         is_text: bool,
     ) -> Self {
         plan.functions.iter().for_each(|(function, _)| outline.parts.include(*function, outline.kind));
-        let lanes = Lanes::single(outline, mask_words);
+        let lanes = Lanes::of_windows(outline, categories, mask_words);
+        let mut readings = vec![(Vec::new(), Vec::new()); lanes.series()];
+        for (at, (function, _)) in plan.functions.iter().enumerate() {
+            let (functions, columns) = &mut readings[plan.by.as_ref().map_or(0, |by| by.of_feature[at])];
+            functions.push(*function);
+            columns.push(at);
+        }
+        let by = plan.by.as_ref().map(|by| format!(" by {} {:?}", by.column.name, by.categories));
+        let decay = plan.half_life_ms.map(|half_life| format!(" half-life {half_life}"));
         let columns: Vec<Column> = plan.functions.iter().map(|(_, column)| column.clone()).collect();
         let time = DataType::Timestamp.to_arrow();
         let keys = keys.iter().map(|key| Field::new(key.name.as_ref(), key.data_type.to_arrow(), false));
@@ -70,10 +88,11 @@ impl Emitted {
             source: plan.source,
             span: plan.span,
             early: plan.early_ms,
-            mask: (1 + series / 64, 1 << (series % 64)),
-            text_lanes: lanes.value_lanes(0).filter(|_| is_text).collect(),
+            member: all,
+            text_lanes: (0..lanes.series()).flat_map(|at| lanes.value_lanes(at)).filter(|_| is_text).collect(),
             lanes,
-            functions: plan.functions.iter().map(|(function, _)| *function).collect(),
+            readings,
+            meaning: [by, decay].into_iter().flatten().collect(),
             schema: Arc::new(Schema::new(keys.chain(bounds).chain(values).chain(rest).collect::<Vec<_>>())),
             columns,
         }
@@ -94,7 +113,7 @@ impl Emitted {
             Span::Session { gap_ms } => format!("gap {gap_ms} piece: start last fresh"),
         };
         let lanes: Vec<String> = self.lanes.names().collect();
-        format!("{} early {:?} {head} {}\n", self.name, self.early, lanes.join(" "))
+        format!("{} early {:?}{} {head} {}\n", self.name, self.early, self.meaning, lanes.join(" "))
     }
 
     fn open(&self) -> Open {
@@ -200,8 +219,7 @@ impl OpenWindows {
         }
         let mut hashed = None;
         for (table, emitted) in self.tables.iter_mut().zip(&engine.emitted) {
-            let (word, bit) = emitted.mask;
-            if emitted.source == event.source && event.row[word] & bit != 0 {
+            if emitted.source == event.source && emitted.member.has(event.row) {
                 let hash = *hashed.get_or_insert_with(|| hash(event.key));
                 table.open.insert(&emitted.lanes, hash, event.key, event.row);
                 let due = &mut self.ticks[event.source].due;
@@ -220,7 +238,9 @@ impl OpenWindows {
             let mut put = |last: bool, key: &[u8], start: i64, end: i64, lanes: &[u64]| {
                 rows.push(key, start, end, last, at, |put| {
                     let span = aggregate::Span { as_of: end, seconds: (end - start) as f64 / 1000.0 };
-                    emitted.lanes.read(0, &emitted.functions, lanes, span, put);
+                    for (series, (functions, columns)) in emitted.readings.iter().enumerate() {
+                        emitted.lanes.read(series, functions, lanes, span, |at, value| put(columns[at], value));
+                    }
                 });
             };
             match &mut table.open {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType as ArrowType, Field, Schema, SchemaRef};
 
-use super::aggregate::{self, Lanes, Parts, ValueKind};
-use super::emitted::Emitted;
+use super::aggregate::{self, Lanes, Member, Parts, ValueKind};
+use super::emitted::{Emitted, Membership};
 use super::entities::Entity;
 use super::state::{Layout, State};
 use super::tile::{Window, Windows};
@@ -220,19 +220,28 @@ impl Outline {
         for (number, window) in plan.windows.iter().enumerate().filter(|(_, window)| window.source == source_index) {
             let group = window.as_group();
             let (value, hash) = find_values(&group, &columns, &mut values)?;
-            let filter = group.filter.clone().map(|sql| find_filter(&group, sql, &mut filters));
             for (function, _, column) in &group.features {
                 check_function(&group, *function, column)?;
             }
             let kind = group.of.as_ref().map_or(ValueKind::Event, |of| kind(of.data_type));
-            let outline = aggregate::Outline { kind, parts: Parts::default(), value, hash, half_life: None };
-            let index = series.iter().position(|known| *known == (filter, value)).unwrap_or_else(|| {
-                series.push((filter, value));
-                // Without lanes: only its mask is of use.
-                lanes.push(aggregate::Outline { kind: ValueKind::Event, value: None, hash: None, ..outline });
-                series.len() - 1
-            });
-            emitted.push((number, index, outline));
+            let half_life = group.half_life_ms;
+            let outline = aggregate::Outline { kind, parts: Parts::default(), value, hash, half_life };
+            let mut member = |condition: Option<String>| {
+                let filter = condition.map(|sql| find_filter(&group, sql, &mut filters));
+                Member::of(series.iter().position(|known| *known == (filter, value)).unwrap_or_else(|| {
+                    series.push((filter, value));
+                    // Without lanes: only its mask is of use.
+                    let (kind, parts) = (ValueKind::Event, Parts::default());
+                    lanes.push(aggregate::Outline { kind, parts, value: None, hash: None, half_life: None });
+                    series.len() - 1
+                }))
+            };
+            let all = member(group.filter.clone());
+            let categories = match group.by {
+                Some(_) => conditions(&group).into_iter().map(member).collect(),
+                None => Vec::new(),
+            };
+            emitted.push((number, Membership { all, categories }, outline));
         }
         let all = || groups().flat_map(|group| &group.windows);
         let finite = all().filter_map(|window| {
@@ -241,10 +250,10 @@ impl Outline {
         let windows = Windows::new(&source.name, finite.collect(), all().any(|window| window.length_ms.is_none()))?;
         let layout = Layout::new(Lanes::new(&lanes), windows, values.len());
         let mask_words = layout.lanes.mask_words();
-        let compile = |(number, series, outline): (usize, usize, aggregate::Outline)| {
+        let compile = |(number, members, outline): (usize, Membership, aggregate::Outline)| {
             let is_text = outline.value.is_some_and(|value| is_text(&columns, &values[value]));
             let windows = &plan.windows[number];
-            (number, Emitted::new(windows, &plan.entity.keys, series, outline, mask_words, is_text))
+            (number, Emitted::new(windows, &plan.entity.keys, members, outline, mask_words, is_text))
         };
         let emitted = emitted.into_iter().map(compile).collect();
         let mut kept_bits = vec![0; mask_words];

@@ -119,8 +119,8 @@ def value(function, spec, events, as_of, seconds, kind):
     if "decay" in spec:
         weights = [2.0 ** (-(as_of - e.time) / ms(spec["decay"])) for e in events]
         total = math.fsum(weights)
-        weighted = math.fsum(w * e.row[of] for w, e in zip(weights, events)) if of else None
-        return {"count": lambda: total, "sum": lambda: weighted, "mean": lambda: weighted / total if events else None}[function]()
+        weighted = lambda: math.fsum(w * e.row[of] for w, e in zip(weights, events))
+        return {"count": lambda: total, "sum": weighted, "mean": lambda: weighted() / total if events else None}[function]()
     if function == "count":
         return len(events)
     if function == "rate" and of is None:
@@ -298,6 +298,8 @@ class Pipeline:
         kind = self.types[spec["source"]].get(spec.get("of"))
         rows, taken, emitted, given = [], [], set(), {}
         early = ms(spec["early"]) if "early" in spec else None
+        (by, categories), = spec["by"].items() if "by" in spec else [(None, [None])]
+        part = lambda category: "" if category is None else "_" + re.sub(r"\W", "_", category)
 
         def spans(events):
             if "session" in spec:
@@ -322,7 +324,7 @@ class Pipeline:
         def give(found, final, offset):
             # Early results of sessions come by key, all others by end.
             for end, key, start, run in sorted(found, key=lambda w: w[:3] if final or "session" not in spec else (w[1], w[0])):
-                functions = {f: value(f, spec, run, end, Fraction(end - start, 1000), kind) for f in spec["functions"]}
+                functions = {f"{f}{part(c)}": value(f, spec, [e for e in run if c is None or e.row[by] == c], end, Fraction(end - start, 1000), kind) for f in spec["functions"] for c in categories}
                 rows.append({"partition": run[0].partition, "offset": offset, **dict(zip(self.keys, key)), "window_start": start, "window_end": end, **functions, "final": final})
 
         for event in (e for e in order if e.source == source):

@@ -476,7 +476,12 @@ fn features_that_share_a_field_of_the_hash_are_refused() {
 #[case("tumbling = \"1m\"", &[])]
 #[case("hopping = \"1h\"\nstep = \"5m\"\nearly = \"10s\"\nwhere = \"quantity > 1\"", &[])]
 #[case("session = \"30m\"\ntopic = \"visits\"", &[])]
+#[case("session = \"30m\"\ndecay = \"10m\"", &[])]
 #[case("", &["what kind of window this is has to be said"])]
+#[case("tumbling = \"1m\"\ndecay = \"0s\"", &["a half-life is at least 1ms"])]
+#[case("tumbling = \"1m\"\nby = { channel = [\"a b\", \"a-b\"] }", &["features of `a-b` would have the names of those of `a b`"])]
+#[case("tumbling = \"1m\"\nby = { quantity = [\"few\"] }", &["`few` is no integer"])]
+#[case("tumbling = \"1m\"\nby = { nothing = [\"a\"] }", &["`nothing`"])]
 #[case("tumbling = \"1m\"\nsession = \"1m\"", &["a window is of one kind"])]
 #[case("hopping = \"1h\"", &["a hopping window needs a step"])]
 #[case("hopping = \"1h\"\nstep = \"7m\"", &["the step 7m does not divide the window 1h"])]
@@ -505,6 +510,29 @@ fn windows_are_checked(#[case] lines_: &str, #[case] expected: &[&str]) {
             }
         }
     }
+}
+
+#[test]
+fn windows_have_a_column_for_each_function_and_category() {
+    let windows = |functions: &str| {
+        let keys = "tumbling = \"1m\"\nby = { channel = [\"web\", \"9_1\", \"1\"] }";
+        let windows = "[windows.visits]\nsource = \"purchases\"\nof = \"amount\"\nfunctions =";
+        PIPELINE.replace("[score]", &format!("{windows} [{functions}]\n{keys}\n[score]"))
+    };
+    let plan = load_text(&windows("\"count\", \"p99\"")).unwrap();
+    let windows_ = &plan.windows[0];
+    let columns: Vec<_> = windows_.functions.iter().map(|(_, column)| (&*column.name, column.data_type)).collect();
+    let (int, float) = (DataType::Int64, DataType::Float64);
+    let expected = [("count_web", int), ("count_9_1", int), ("count_1", int)];
+    assert_eq!(columns, [expected, [("p99_web", float), ("p99_9_1", float), ("p99_1", float)]].concat());
+    assert_eq!(windows_.by.as_ref().unwrap().of_feature, [0, 1, 2, 0, 1, 2]);
+    let explained = plan.explain();
+    assert!(
+        explained.contains("visits: `amount` of purchases by channel, to topic churn.windows.visits"),
+        "{explained}"
+    );
+    let found = lines(load_text(&windows("\"p99\", \"p99_9\"")));
+    assert!(found.len() == 1 && found[0].contains("`p99_9` and `p99` would both give a column `p99_9_1`"), "{found:?}");
 }
 
 #[test]

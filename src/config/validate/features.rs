@@ -362,7 +362,7 @@ pub(super) fn events(
 }
 
 /// The half-life of a group's events, in milliseconds.
-fn half_life(spec: &GroupSpec, site: &Site<'_>, faults: &mut Collector) -> Option<i64> {
+pub(super) fn half_life(spec: &GroupSpec, site: &Site<'_>, faults: &mut Collector) -> Option<i64> {
     let half_life = unit(units::duration(spec.decay.as_ref()?), site, faults)?;
     let milliseconds = i64::try_from(half_life.as_millis()).ok().filter(|milliseconds| *milliseconds > 0);
     if milliseconds.is_none() {
@@ -372,7 +372,12 @@ fn half_life(spec: &GroupSpec, site: &Site<'_>, faults: &mut Collector) -> Optio
 }
 
 /// The column and the categories of a group, without its features.
-fn categories(spec: &GroupSpec, source: &mut Draft<'_>, site: &Site<'_>, faults: &mut Collector) -> Option<ByPlan> {
+pub(super) fn categories(
+    spec: &GroupSpec,
+    source: &mut Draft<'_>,
+    site: &Site<'_>,
+    faults: &mut Collector,
+) -> Option<ByPlan> {
     let (name, categories) = spec.by.first()?;
     if let Some((other, _)) = spec.by.get_index(1) {
         let help = format!("derive one that has both: {name} || '_' || {other}");

@@ -4,11 +4,11 @@ use std::collections::HashMap;
 
 use indexmap::IndexMap;
 
-use super::features::{events, functions};
+use super::features::{categories, events, functions, half_life, name_part};
 use super::sources::Draft;
 use super::{column, identifier, some_duration, topic_like};
 use crate::config::document::{Collector, Site};
-use crate::config::plan::{EmittedPlan, EntityPlan, Span};
+use crate::config::plan::{ByPlan, Column, EmittedPlan, EntityPlan, Function, Span};
 use crate::config::spec::{GroupSpec, Spec, WindowSpec};
 use crate::config::units;
 use crate::window::emitted_columns;
@@ -60,20 +60,22 @@ fn window_plan(
         functions: spec.functions.clone(),
         windows: Vec::new(),
         filter: spec.filter.clone(),
-        decay: None,
-        by: IndexMap::new(),
+        decay: spec.decay.clone(),
+        by: spec.by.clone(),
         tile: IndexMap::new(),
         exact: false,
     };
     let (source, of) = events(&group, site, sources, faults);
+    let by = source.and_then(|source| categories(&group, &mut sources[source], &site.get("by"), faults));
+    let half_life_ms = half_life(&group, &site.get("decay"), faults);
     functions(&group, of.as_ref(), &site.get("functions"), faults);
-    let mut computed: Vec<_> = Vec::new();
-    for (index, function) in spec.functions.iter().enumerate() {
-        if spec.functions[..index].contains(function) {
-            continue;
+    let (computed, of_feature) = columns(&group, of.as_ref(), by.as_ref());
+    for (index, (function, column)) in computed.iter().enumerate() {
+        // The parts of a name can be cut in two ways: `p99` of `9_1`, and `p99_9` of `1`.
+        if let Some((other, _)) = computed[..index].iter().find(|(_, other)| other.name == column.name) {
+            let message = format!("`{function}` and `{other}` would both give a column `{}`", column.name);
+            faults.report(&site.get("functions").value(), message, None);
         }
-        let Some(data_type) = function.output_type(of.as_ref().map(|of| of.data_type)) else { continue };
-        computed.push((*function, column(&function.to_string(), data_type)));
     }
     let entity = source.and_then(|source| sources[source].entity).map(|entity| &entities[entity]);
     for key in entity.iter().flat_map(|entity| &entity.keys) {
@@ -86,18 +88,40 @@ fn window_plan(
     }
     let span = span(spec, site, faults)?;
     let early_ms = spec.early.as_ref().map(|early| milliseconds(early, &site.get("early"), faults));
-    let of_known = spec.of.is_none() || of.is_some();
-    let source = source.filter(|_| of_known)?;
+    let known = spec.of.is_some() == of.is_some() && spec.by.is_empty() == by.is_none();
+    let source = source.filter(|_| known)?;
     Some(EmittedPlan {
         name: name.to_owned(),
         source,
         of,
         filter: spec.filter.clone(),
         span,
+        half_life_ms,
+        by: by.map(|by| ByPlan { of_feature, ..by }),
         functions: computed,
         early_ms,
         topic: topic.into(),
     })
+}
+
+/// The functions with their columns, and for each of them its category.
+fn columns(group: &GroupSpec, of: Option<&Column>, by: Option<&ByPlan>) -> (Vec<(Function, Column)>, Vec<usize>) {
+    let of = of.map(|of| of.data_type);
+    let (mut computed, mut of_feature) = (Vec::new(), Vec::new());
+    for (index, function) in group.functions.iter().enumerate() {
+        let decays = group.decay.is_some();
+        let data_type = if decays { function.decayed_type(of) } else { function.output_type(of) };
+        let Some(data_type) = data_type.filter(|_| !group.functions[..index].contains(function)) else { continue };
+        let names: Vec<String> = match by {
+            Some(by) => by.categories.iter().map(|category| format!("{function}_{}", name_part(category))).collect(),
+            None => vec![function.to_string()],
+        };
+        for (category, name) in names.iter().enumerate() {
+            computed.push((*function, column(name, data_type)));
+            of_feature.push(category);
+        }
+    }
+    (computed, of_feature)
 }
 
 fn span(spec: &WindowSpec, site: &Site<'_>, faults: &mut Collector) -> Option<Span> {

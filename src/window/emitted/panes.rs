@@ -140,7 +140,7 @@ impl Panes {
         let pane = self.pane(start);
         let at = pane.entry(lanes, hash, key);
         pane.entries[at].fresh = true;
-        lanes.add_single(&mut pane.lanes[at * lanes.width()..], row);
+        lanes.add_event(&mut pane.lanes[at * lanes.width()..], row);
     }
 
     #[inline]

@@ -79,7 +79,7 @@ impl Sessions {
         session.start = session.start.min(time);
         session.last = session.last.max(time);
         session.fresh = true;
-        lanes.add_single(&mut session.lanes, row);
+        lanes.add_event(&mut session.lanes, row);
         // It may have closed the gap to the session after it.
         let end = session.last.saturating_add(self.gap);
         if sessions.get(at + 1).is_some_and(|next| next.start < end) {

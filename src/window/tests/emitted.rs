@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use rstest::rstest;
 
 use super::checkpoints::Kept;
-use super::oracle::{assert_same, counts, value};
+use super::oracle::{assert_same, counts, is_in, value};
 use super::properties::{events, steps};
 use super::*;
 use crate::broker::NextOffset;
@@ -15,18 +15,28 @@ use crate::config::plan::{Emit, EmittedPlan, Span};
 use crate::window::WindowError;
 
 fn windows(name: &str, of: Option<&str>, filter: Option<&str>, span: Span, early_ms: Option<i64>) -> EmittedPlan {
-    let group = group(name, 0, of, filter, &[window(1000, 10)]);
-    let functions = group.features.into_iter();
-    let functions = functions.map(|(function, _, c)| (function, column(&function.to_string(), c.data_type))).collect();
+    windows_of(group(name, 0, of, filter, &[window(1000, 10)]), span, early_ms)
+}
+
+/// Windows that aggregate what a group does.
+fn windows_of(group: GroupPlan, span: Span, early_ms: Option<i64>) -> EmittedPlan {
+    let name = group.name;
+    let functions = group.features.into_iter().enumerate().map(|(at, (function, _, c))| {
+        let category = group.by.as_ref().map(|by| format!("_{}", by.categories[by.of_feature[at]]));
+        (function, column(&format!("{function}{}", category.unwrap_or_default()), c.data_type))
+    });
+    let functions = functions.collect();
     EmittedPlan {
-        name: name.to_owned(),
+        topic: format!("test.windows.{name}").into(),
+        name,
         source: 0,
         of: group.of,
         filter: group.filter,
         span,
+        half_life_ms: group.half_life_ms,
+        by: group.by,
         functions,
         early_ms,
-        topic: format!("test.windows.{name}").into(),
     }
 }
 
@@ -92,8 +102,7 @@ impl Oracle<'_> {
     }
 
     fn group(&self) -> GroupPlan {
-        let EmittedPlan { name, of, filter, .. } = self.windows.clone();
-        GroupPlan { of, filter, ..group(&name, 0, None, None, &[]) }
+        self.windows.as_group()
     }
 
     /// All windows of a key: start, end, the events in them.
@@ -178,8 +187,10 @@ impl Oracle<'_> {
             ("final".to_owned(), Cell::Int(i64::from(last))),
             ("source_offset".to_owned(), Cell::Int(offset)),
         ]);
-        for (function, column) in &self.windows.functions {
-            row.insert(column.name.to_string(), value(&self.group(), *function, end, Some(end - start), events));
+        let group = self.group();
+        for (at, (function, column)) in self.windows.functions.iter().enumerate() {
+            let events: Vec<&Event> = events.iter().copied().filter(|event| is_in(&group, at, event)).collect();
+            row.insert(column.name.to_string(), value(&group, *function, end, Some(end - start), &events));
         }
         row
     }
@@ -247,11 +258,24 @@ fn spans() -> impl Strategy<Value = Span> {
 fn plans() -> impl Strategy<Value = Plan> {
     let columns = [None, Some("amount"), Some("units"), Some("kind"), Some("due"), Some("flag")];
     let early = prop::option::of(prop::sample::select(vec![7i64, 50, 900]));
-    let one = (prop::sample::select(columns.to_vec()), any::<bool>(), spans(), early);
+    let half_life = prop::option::weighted(0.3, prop::sample::select(vec![1i64, 40, 3000]));
+    let categories =
+        [("kind", vec!["a", "none such"]), ("units", vec!["-3", "0", "1", "2"]), ("flag", vec!["true", "false"])];
+    let categories = prop::option::weighted(0.5, prop::sample::select(categories.to_vec()));
+    let one = (prop::sample::select(columns.to_vec()), any::<bool>(), spans(), early, half_life, categories);
     let tables = prop::collection::vec(one, 1..4);
     (tables, prop_oneof![Just(0u64), 1u64..200, Just(3000)]).prop_map(|(tables, bound)| {
-        let tables = tables.into_iter().enumerate().map(|(at, (of, filter, span, early))| {
-            windows(&format!("w{at}"), of, filter.then_some("units > 2"), span, early)
+        let tables = tables.into_iter().enumerate().map(|(at, (of, filter, span, early, half_life, categories))| {
+            let group = group(&format!("w{at}"), 0, of, filter.then_some("units > 2"), &[window(1000, 10)]);
+            let group = match half_life {
+                Some(half_life) => decayed(group, half_life),
+                None => group,
+            };
+            let group = match categories {
+                Some((column, categories)) => super::by(group, column, &categories),
+                None => group,
+            };
+            windows_of(group, span, early)
         });
         plan_of(tables.collect(), bound)
     })
@@ -379,15 +403,55 @@ fn early_results_tell_what_changed() {
 
 #[test]
 fn open_windows_are_not_carried_over_to_others() {
-    let one = plan_of(vec![windows("w", None, None, hopping(10, 10), None)], 0);
-    let mut run = Run::new(&one);
-    run.step(&[event(1, 1.0)], 1, usize::MAX, false);
-    let snapshot = run.task.snapshot().unwrap();
-    for others in [vec![], vec![windows("w", None, None, hopping(20, 10), None)]] {
-        let engine = Engine::new(&plan_of(others, 0)).unwrap();
-        let refused = Task::restore(engine, 3, &snapshot).unwrap_err();
-        assert!(matches!(refused, WindowError::OtherWindows { .. }), "{refused}");
+    let plain = || group("w", 0, None, None, &[window(1000, 10)]);
+    let tumbling = |group| windows_of(group, hopping(10, 10), None);
+    let different = [
+        vec![],
+        vec![tumbling(plain())],
+        vec![windows("w", None, None, hopping(20, 10), None)],
+        vec![tumbling(decayed(plain(), 1))],
+        vec![tumbling(decayed(plain(), 2))],
+        vec![tumbling(super::by(plain(), "kind", &["a", "b"]))],
+        vec![tumbling(super::by(plain(), "kind", &["b", "a"]))],
+        vec![tumbling(super::by(plain(), "units", &["1", "2"]))],
+    ];
+    for (from, windows) in different.iter().enumerate().skip(1) {
+        let mut run = Run::new(&plan_of(windows.clone(), 0));
+        run.step(&[event(1, 1.0)], 1, usize::MAX, false);
+        let snapshot = run.task.snapshot().unwrap();
+        for (to, others) in different.iter().enumerate() {
+            let restored = Task::restore(Engine::new(&plan_of(others.clone(), 0)).unwrap(), 3, &snapshot);
+            match restored {
+                Ok(_) => assert_eq!(from, to),
+                Err(refused) => assert!(from != to && matches!(refused, WindowError::OtherWindows { .. }), "{refused}"),
+            }
+        }
     }
+}
+
+/// Of an event 5 ms before the end with a half-life of 5 ms half a weight is left, at the end one would be left whole.
+#[test]
+fn weights_are_as_of_the_end() {
+    let group = decayed(group("w", 0, Some("amount"), None, &[window(1000, 10)]), 5);
+    let mut run = Run::new(&plan_of(vec![windows_of(group, hopping(10, 10), Some(4))], 0));
+    run.step(&[event(5, 8.0), event(8, 1.0), event(25, 1.0)], usize::MAX, usize::MAX, false);
+    let found: Vec<_> = run.rows[0].iter().map(|row| (row["final"].clone(), row["sum"].clone())).collect();
+    let last = 4.0 + 2f64.powf(-0.4);
+    assert_eq!(found, [(Cell::Int(0), Cell::float(4.0)), (Cell::Int(1), Cell::float(last))]);
+}
+
+/// An event without a declared category is in its window, which has a row; but in none of the columns.
+#[test]
+fn an_event_of_no_category_makes_a_row() {
+    let group = super::by(group("w", 0, Some("units"), None, &[window(1000, 10)]), "kind", &["a", "b"]);
+    let log = [("a", 1), ("c", 12), ("b", 14), ("c", 33), ("c", 55)];
+    let log: Vec<Event> = log.map(|(kind, time)| Event { kind: Some(kind), ..event(time, 1.0) }).into();
+    let mut run = Run::new(&plan_of(vec![windows_of(group, hopping(10, 10), None)], 0));
+    run.step(&log, usize::MAX, usize::MAX, false);
+    let counts = run.rows[0].iter().map(|row| [&row["window_start"], &row["count_a"], &row["count_b"]]);
+    let expected = [[0, 1, 0], [10, 0, 1], [30, 0, 0]];
+    let counts: Vec<_> = counts.map(|cells| cells.map(Clone::clone)).collect();
+    assert_eq!(counts, expected.map(|row| row.map(Cell::Int)));
 }
 
 #[test]

@@ -173,7 +173,7 @@ pub(super) fn counts(group: &GroupPlan, event: &Event) -> bool {
 }
 
 /// Whether an event has the category of a group's feature.
-fn is_in(group: &GroupPlan, feature: usize, event: &Event) -> bool {
+pub(super) fn is_in(group: &GroupPlan, feature: usize, event: &Event) -> bool {
     let Some(by) = &group.by else { return true };
     let category = match by.column.name.as_ref() {
         "kind" => event.kind.map(str::to_owned),

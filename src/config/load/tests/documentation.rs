@@ -156,6 +156,7 @@ impl Trial {
             "sources.<source>.key.<key>" => "sources.logins.key.customer_id",
             "features.<group>.by.<column>" => "features.login.by.user",
             "features.<group>.decay" => "features.login.decay",
+            "windows.<table>.by.<column>" => "windows.visits.by.channel",
             "broker.properties.<property>" => "broker.properties.\"security.protocol\"",
             // The other group has tiles.
             "features.<group>.exact" => "features.login.exact",
