@@ -240,7 +240,7 @@ fn is_refusal(code: Code) -> bool {
     matches!(code, Code::Authentication | Code::SaslAuthenticationFailed | Code::SSL | Code::UnsupportedSASLMechanism)
 }
 
-/// The same request may succeed later.
+/// The same request may succeed later. Those of the brokers are Kafka's own retriable errors, but for an unknown topic.
 fn is_passing(code: Code) -> bool {
     matches!(
         code,
@@ -252,6 +252,12 @@ fn is_passing(code: Code) -> bool {
             | Code::Retry
             | Code::LeaderNotAvailable
             | Code::NotLeaderForPartition
+            | Code::PreferredLeaderNotAvailable
+            | Code::FencedLeaderEpoch
+            | Code::UnknownLeaderEpoch
+            | Code::ReplicaNotAvailable
+            | Code::OffsetNotAvailable
+            | Code::ListenerNotFound
             | Code::BrokerNotAvailable
             | Code::NetworkException
             | Code::CoordinatorLoadInProgress
@@ -543,6 +549,8 @@ fn wait_for<F: Future>(future: F) -> F::Output {
 
 #[cfg(test)]
 mod tests {
+    use rstest::rstest;
+
     use super::*;
 
     fn link() -> Link {
@@ -579,6 +587,17 @@ mod tests {
             .expect("nothing listens there");
         assert!(error.is_retriable(), "{error}");
         assert!(error.to_string().contains("refused"), "{error}");
+    }
+
+    #[rstest]
+    #[case::a_leader_that_is_behind_its_own_epoch_after_a_crash(Code::UnknownLeaderEpoch, true)]
+    #[case::a_leader_of_before(Code::FencedLeaderEpoch, true)]
+    #[case::a_leader_that_does_not_know_its_end_yet(Code::OffsetNotAvailable, true)]
+    #[case::a_topic_that_is_not_there(Code::UnknownTopicOrPartition, false)]
+    #[case::no_permission(Code::TopicAuthorizationFailed, false)]
+    fn what_passes_with_the_cluster_s_recovery_is_retriable(#[case] code: Code, #[case] retriable: bool) {
+        let error = link().fault("asking for the ends of the log", code, &code.to_string(), &Context::default());
+        assert_eq!(error.is_retriable(), retriable, "{error}");
     }
 
     #[test]
