@@ -1,7 +1,8 @@
 //! The online store in Redis.
 //!
-//! A row is one command: the server compares its version with the stored one and writes or does not, so that no writer
-//! reads first. Commands go out in pipelines of bounded size, several in flight. Memory: Redis keeps a hash compact
+//! The server compares the version of each row with the stored one and writes or does not, so that no writer reads first.
+//! A call of its function takes some rows, in a cluster one: their keys lie on different nodes. Calls go out in pipelines of
+//! bounded size, several in flight. Memory: Redis keeps a hash compact
 //! (listpack) while it has at most `hash-max-listpack-entries` fields of at most `hash-max-listpack-value` bytes (512 and
 //! 64 by default); every feature is one field, every view and the version one more. TLS trusts the system's certificates,
 //! or those in `SSL_CERT_FILE`.
@@ -12,7 +13,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{BufMut as _, Bytes, BytesMut};
 use fred::clients::{Client, Pipeline, WithOptions};
 use fred::error::{Error, ErrorKind};
 use fred::interfaces::{ClientLike, EventInterface, FunctionInterface, HashesInterface, LuaInterface};
@@ -35,6 +36,12 @@ use crate::window::FeatureRows;
 const CHUNK_ROWS: usize = 256;
 /// … or this many bytes.
 const CHUNK_BYTES: usize = 1 << 20;
+/// A call of the function takes this many rows, so that nobody else waits longer for the server than they take …
+const CALL_ROWS: usize = 32;
+/// … or this many bytes.
+const CALL_BYTES: usize = 64 << 10;
+/// Fields that the function unpacks at a time: Lua's stack holds some 8,000 values, and each field is two.
+const PART_FIELDS: usize = 2000;
 /// Pipelines without an answer yet, for each writing thread.
 const IN_FLIGHT: usize = 4;
 /// Pipelines and commands that wait for the connection, over all threads, before the client refuses more.
@@ -53,11 +60,12 @@ pub(super) struct RedisOnline {
     layout: Layout,
     name: String,
     pipeline: String,
-    /// Arguments that all writes share: time to live, number of fields of each view.
-    ttl: Bytes,
-    shape: Bytes,
+    /// Arguments that all writes share: time to live, number of fields of each view, and the fields that decide.
+    shared: Vec<Bytes>,
     /// Field names of all views, in order.
     fields: Vec<Bytes>,
+    /// The private field and those of all views, as a row's values are packed with them.
+    packed_fields: Vec<Bytes>,
     installed: tokio::sync::Mutex<Option<Installed>>,
     /// Why the connection is down, as the client last heard.
     last_error: Arc<Mutex<Option<Error>>>,
@@ -113,10 +121,19 @@ impl RedisOnline {
         let options = Options { fail_fast: true, max_attempts: Some(1), ..Options::default() };
         let views = 0..layout.views().len();
         let pairs = views.clone().map(|v| u16::try_from(layout.fields(v).len()).expect("a view has fewer features"));
+        let shape: Bytes = pairs.flat_map(u16::to_le_bytes).collect();
+        let ttl = Bytes::from(ttl.map_or(0, |ttl| ttl.as_millis().max(1)).to_string());
+        let deciding = views.clone().map(|v| layout.fields(v)[0].clone());
+        let fields: Vec<Bytes> = views.clone().flat_map(|v| layout.fields(v).iter().cloned()).collect();
+        let packed = |field: &Bytes| {
+            let mut packed = BytesMut::new();
+            put_packed(field, &mut packed);
+            packed.freeze()
+        };
         Ok(Self {
-            shape: pairs.flat_map(u16::to_le_bytes).collect(),
-            fields: views.flat_map(|v| layout.fields(v).iter().cloned()).collect(),
-            ttl: Bytes::from(ttl.map_or(0, |ttl| ttl.as_millis().max(1)).to_string()),
+            shared: [ttl, shape, layout.private_field().clone()].into_iter().chain(deciding).collect(),
+            packed_fields: std::iter::once(layout.private_field()).chain(&fields).map(packed).collect(),
+            fields,
             client: client.with_options(&options),
             runtime,
             layout,
@@ -129,7 +146,7 @@ impl RedisOnline {
 
     /// Writes the chunks that are not there yet, repeating what fails.
     async fn write_chunks(&self, rows: &EncodedRows, give_up: &dyn Fn() -> bool) -> Result<(), OnlineError> {
-        let mut pending = chunks(rows);
+        let mut pending = cut(rows, 0..rows.len(), CHUNK_ROWS, CHUNK_BYTES);
         let mut backoff = Backoff::new();
         let mut away: Option<(std::time::Instant, Option<std::time::Instant>)> = None;
         loop {
@@ -217,22 +234,21 @@ impl RedisOnline {
 
     async fn send(&self, rows: &EncodedRows, chunk: Range<usize>, installed: &Installed) -> Result<(), Failure> {
         let pipeline = self.client.pipeline().with_options(self.client.options());
-        for row in chunk {
-            let key = Key::from(rows.key(row));
-            let mut args = Vec::with_capacity(4 + 2 * self.fields.len());
-            args.push(Reply::Bytes(self.ttl.clone()));
-            args.push(Reply::Bytes(self.shape.clone()));
-            args.push(Reply::Bytes(self.layout.private_field().clone()));
-            args.push(Reply::Bytes(rows.version(row)));
-            for (field, value) in self.fields.iter().zip(rows.values(row)) {
-                args.push(Reply::Bytes(field.clone()));
-                args.push(Reply::Bytes(value));
+        // One call of the function has to find all of its keys on one node.
+        let most = if self.client.is_clustered() { 1 } else { CALL_ROWS };
+        for call in cut(rows, chunk, most, CALL_BYTES) {
+            let keys: Vec<Key> = call.clone().map(|row| Key::from(rows.key(row))).collect();
+            let mut args: Vec<Reply> = self.shared.iter().cloned().map(Reply::Bytes).collect();
+            let mut packed = BytesMut::new();
+            for row in call {
+                args.push(Reply::Bytes(rows.version(row)));
+                self.pack(rows, row, &mut packed, &mut args);
             }
             // Into the pipeline's own memory: this cannot wait and its answer says nothing yet.
             let queued: Result<(), _> = match installed {
-                Installed::Function => pipeline.fcall(PROGRAM.function.as_str(), key, args).await,
-                Installed::Script(hash) => evaluate(&pipeline, "EVALSHA", hash, key, args).await,
-                Installed::Source => evaluate(&pipeline, "EVAL", &PROGRAM.script, key, args).await,
+                Installed::Function => pipeline.fcall(PROGRAM.function.as_str(), keys, args).await,
+                Installed::Script(hash) => evaluate(&pipeline, "EVALSHA", hash, keys, args).await,
+                Installed::Source => evaluate(&pipeline, "EVAL", &PROGRAM.script, keys, args).await,
             };
             queued.map_err(|e| self.failure(e, "write"))?;
         }
@@ -240,6 +256,19 @@ impl RedisOnline {
             answer.map_err(|e| self.failure(e, "write"))?;
         }
         Ok(())
+    }
+
+    /// Appends a row's fields and values as the function takes them.
+    fn pack(&self, rows: &EncodedRows, row: usize, packed: &mut BytesMut, args: &mut Vec<Reply>) {
+        let values = std::iter::once(rows.version(row)).chain(rows.values(row));
+        for (number, (field, value)) in self.packed_fields.iter().zip(values).enumerate() {
+            if number > 0 && number % PART_FIELDS == 0 {
+                args.push(Reply::Bytes(packed.split().freeze()));
+            }
+            packed.extend_from_slice(field);
+            put_packed(&value, packed);
+        }
+        args.push(Reply::Bytes(packed.split().freeze()));
     }
 
     /// Loads the program where this client does not know the server to have it.
@@ -404,12 +433,14 @@ async fn evaluate(
     pipeline: &WithOptions<Pipeline<Client>>,
     command: &'static str,
     script: &str,
-    key: Key,
+    keys: Vec<Key>,
     args: Vec<Reply>,
 ) -> Result<(), Error> {
     let command = CustomCommand::new_static(command, ClusterHash::Offset(2), false);
-    let mut all = Vec::with_capacity(3 + args.len());
-    all.extend([Reply::from(script), Reply::from(1), Reply::Bytes(key.into_bytes())]);
+    let count = i64::try_from(keys.len()).expect("a call takes few keys");
+    let mut all = Vec::with_capacity(2 + keys.len() + args.len());
+    all.extend([Reply::from(script), Reply::from(count)]);
+    all.extend(keys.into_iter().map(|key| Reply::Bytes(key.into_bytes())));
     all.extend(args);
     pipeline.custom(command, all).await
 }
@@ -450,22 +481,38 @@ fn config(url: &str) -> Result<(Config, String), OnlineError> {
     Ok((config, name))
 }
 
-/// Cuts rows into pipelines of bounded size.
-fn chunks(rows: &EncodedRows) -> Vec<Range<usize>> {
-    let mut chunks = Vec::new();
-    let (mut start, mut bytes) = (0, 0);
-    for row in 0..rows.len() {
+/// Appends a string in MessagePack: with a length of five or of sixteen bits, which servers of all ages read, or of 32.
+fn put_packed(text: &[u8], out: &mut BytesMut) {
+    match u16::try_from(text.len()) {
+        Ok(short) if short < 32 => out.put_u8(0xa0 | u8::try_from(short).expect("below 32")),
+        Ok(long) => {
+            out.put_u8(0xda);
+            out.put_u16(long);
+        }
+        Err(_) => {
+            out.put_u8(0xdb);
+            out.put_u32(u32::try_from(text.len()).expect("a value comes from a record, which Kafka keeps below 2 GiB"));
+        }
+    }
+    out.extend_from_slice(text);
+}
+
+/// Cuts a range of rows where `most` of them or `limit` bytes are together.
+fn cut(rows: &EncodedRows, range: Range<usize>, most: usize, limit: usize) -> Vec<Range<usize>> {
+    let mut cut = Vec::new();
+    let (mut start, mut bytes) = (range.start, 0);
+    for row in range.clone() {
         let size = rows.row_bytes(row);
-        if row > start && (row - start >= CHUNK_ROWS || bytes + size > CHUNK_BYTES) {
-            chunks.push(start..row);
+        if row > start && (row - start >= most || bytes + size > limit) {
+            cut.push(start..row);
             (start, bytes) = (row, 0);
         }
         bytes += size;
     }
-    if start < rows.len() {
-        chunks.push(start..rows.len());
+    if start < range.end {
+        cut.push(start..range.end);
     }
-    chunks
+    cut
 }
 
 #[cfg(test)]

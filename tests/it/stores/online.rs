@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use driftline::config::plan::{LookupPlan, OnlinePlan, Plan, ScorePlan, Secret, Unavailable};
+use arrow::array::{ArrayRef, Int64Array, RecordBatch};
+use driftline::config::plan::{DataType, Function, LookupPlan, OnlinePlan, Plan, ScorePlan, Secret, Unavailable};
 use driftline::runtime::clock;
 use driftline::store::feast::{Layout, python_repository, timestamp_field};
 use driftline::store::{GroupRead, OnlineStore, Status, Value, key_from_text, lookup, open_online, open_online_at};
 use driftline::window::FeatureRows;
 use proptest::prelude::*;
 
-use super::{Row, child_folder, feature_rows, in_child, plan, runtime};
+use super::{Row, child_folder, column, feature_rows, in_child, plan, runtime};
 use crate::process::run_python;
 use crate::servers::{Redis, unique, until};
 
@@ -231,6 +232,95 @@ fn a_view_that_feast_wrote_later_is_left_alone() {
     let newest = Row::new(1, "ann", START + 60_000, 3);
     store.write(&feature_rows(std::slice::from_ref(&newest)), &never).unwrap();
     assert_eq!(store.read(&newest.key()).unwrap(), newest.read());
+}
+
+/// A `google.protobuf.Timestamp` some nanoseconds after an instant in milliseconds.
+fn stamp(at: i64, nanos: i64) -> Vec<u8> {
+    let nanos = i128::from(at) * 1_000_000 + i128::from(nanos);
+    let (seconds, nanos) = (nanos.div_euclid(1_000_000_000), nanos.rem_euclid(1_000_000_000));
+    let mut stamp = Vec::new();
+    for (tag, number) in [(1, seconds), (2, nanos)].into_iter().filter(|(_, number)| *number != 0) {
+        prost::encoding::int64::encode(tag, &i64::try_from(number).unwrap(), &mut stamp);
+    }
+    stamp
+}
+
+#[test]
+fn what_feast_wrote_is_newer_from_one_nanosecond_on() {
+    let redis = Redis::shared();
+    let project = unique("nanosecond");
+    let plan = redis_plan(redis.url(), &project);
+    let store = open(&plan);
+    // Seconds and nanoseconds of every length that a varint has.
+    let seconds = [
+        -62_135_596_800,
+        -1,
+        0,
+        1,
+        100,
+        20_000,
+        3_000_000,
+        268_435_455,
+        268_435_456,
+        1_767_323_045,
+        34_359_738_367,
+        34_359_738_368,
+    ];
+    let instants = seconds.iter().flat_map(|s| [0, 1, 17, 134, 135, 268, 269, 999].map(|ms| s * 1000 + ms));
+    let rows = instants.enumerate().map(|(i, at)| Row::new(i as i64, "ann", at, i as i64 + 1));
+    let rows: Vec<Row> = rows.map(|row| Row { vip: Some(true), ..row }).collect();
+    for (newer, nanos) in [(true, 1), (false, 0), (false, -1), (true, 1_000_000_000), (false, -1_000_000_000)] {
+        for row in &rows {
+            let key = Layout::new(&plan, &project).key(&row.key()).unwrap();
+            redis.command(&[b"DEL", &key]);
+            redis.command(&[b"HSET", &key, timestamp_field("visit").as_bytes(), &stamp(row.at, nanos)]);
+        }
+        store.write(&feature_rows(&rows), &never).unwrap();
+        for row in &rows {
+            let read = store.read(&row.key()).unwrap();
+            let GroupRead::Found { values, .. } = &read[1].1 else { panic!("{read:?}") };
+            let expected = row.read();
+            let nothing = values.iter().all(|value| *value == Value::Null);
+            assert!(if newer { nothing } else { read[1] == expected[1] }, "{} and {nanos} ns: {read:?}", row.at);
+            assert_eq!((&read[0], &read[2]), (&expected[0], &expected[2]));
+        }
+    }
+}
+
+#[test]
+fn a_row_of_more_values_than_luas_stack_holds_is_written() {
+    const FEATURES: usize = 4500;
+    let redis = Redis::shared();
+    let project = unique("wide");
+    let mut plan = redis_plan(redis.url(), &project);
+    let names: Vec<String> = (0..FEATURES).map(|f| format!("visit_count_{f}s")).collect();
+    plan.groups[1].features = names.iter().map(|name| (Function::Count, 0, column(name, DataType::Int64))).collect();
+    plan.derived.clear();
+    let store = open(&plan);
+    let rows = |at: i64| {
+        let narrow = feature_rows(&[Row::new(1, "ann", at, at), Row::new(2, "ann", at, at)]);
+        let of = |name: &str| (name.to_owned(), narrow.batch.column_by_name(name).unwrap().clone());
+        let kept = narrow.batch.schema().fields().iter().take(10).map(|f| of(f.name())).collect::<Vec<_>>();
+        let wide = names.iter().enumerate().map(|(f, name)| -> (String, ArrayRef) {
+            (name.clone(), Arc::new(Int64Array::from_iter_values([at + f as i64, at - f as i64])))
+        });
+        let batch = RecordBatch::try_from_iter(kept.into_iter().chain(wide)).unwrap();
+        FeatureRows { batch, sequence: narrow.sequence }
+    };
+    let found = |shop: i64, at: i64| {
+        let read = store.read(&Row::new(shop, "ann", at, at).key()).unwrap();
+        let of = |f: usize| Value::Int64(at + if shop == 1 { f as i64 } else { -(f as i64) });
+        read[1].1 == GroupRead::Found { event_time: at, values: (0..FEATURES).map(of).collect() }
+    };
+    for at in [START, START + 1] {
+        store.write(&rows(at), &never).unwrap();
+        assert!(found(1, at) && found(2, at));
+    }
+    // Around another view, which is left alone, it is written in parts, too.
+    let key = Layout::new(&plan, &project).key(&Row::new(1, "ann", 0, 0).key()).unwrap();
+    redis.command(&[b"HSET", &key, timestamp_field("spend").as_bytes(), &stamp(START + 3, 0)]);
+    store.write(&rows(START + 2), &never).unwrap();
+    assert!(found(1, START + 2) && found(2, START + 2));
 }
 
 #[test]
