@@ -2,7 +2,9 @@
 //!
 //! Each turn polls, decodes and applies; rows gather in an open batch until it closes for a named reason. Then, in this
 //! order: the online store has the newest rows, the model has scored, everything is produced, and one transaction commits
-//! output and offsets together. Checkpoints follow commits, so a checkpoint never names an offset that is not committed.
+//! output and offsets together. Without a model the online store has the rows at the end of each turn, long before that: a
+//! write may be repeated, so that it need not wait for the commit, only the commit for it. Checkpoints follow commits, so a
+//! checkpoint never names an offset that is not committed.
 //!
 //! After a crash the task is restored from its newest checkpoint and reads on from there; rows below the committed offset
 //! are computed again for the offline files, but neither produced nor committed again.
@@ -42,10 +44,9 @@ use crate::window::{Applied, FeatureRows, Published, Task, TaskClock, WindowErro
 const STAGE: &str = "features";
 /// Rows a task applies before the next one has its turn.
 const ADVANCE_ROWS: usize = 16_384;
-/// How long a batch stays open where nothing is scored: rows of the online store are to be fresh, …
-const ONLINE_WAIT: Duration = Duration::from_millis(5);
-/// … and windows that waited to be closed may wait for each other: a transaction costs the broker more than their rows do.
-const WINDOWS_WAIT: Duration = Duration::from_millis(100);
+/// How long a batch stays open where nothing is scored: the online store does not wait for its end, and emitted windows may
+/// wait for each other. A transaction costs the broker more than their rows do.
+const COMMIT_WAIT: Duration = Duration::from_millis(100);
 /// How long a poll waits while rows are held back for another source.
 const HELD_POLL: Duration = Duration::from_millis(20);
 
@@ -114,6 +115,8 @@ struct Worker<'a> {
     checkpointer: Checkpointer,
     /// What is applied and not yet published, by partition number.
     batcher: Batcher<(i32, Applied)>,
+    /// Rows of the open batch that the online store does not have yet, by partition number.
+    unwritten: Vec<(i32, FeatureRows)>,
     /// Arrival in the log of some records of the open batch, wall clock ms.
     samples: Vec<i64>,
 }
@@ -135,9 +138,8 @@ impl<'a> Worker<'a> {
             .enumerate()
             .map(|(i, s)| SourceDecoder::new(i, s, context.wiring.schemas.clone()))
             .collect::<Result<_, _>>()?;
-        let wait = if plan.groups.is_empty() { WINDOWS_WAIT } else { ONLINE_WAIT };
-        let limits =
-            plan.score.as_ref().map_or(BatchLimits { rows: ADVANCE_ROWS, bytes: 64 << 20, wait }, BatchLimits::of);
+        let unscored = BatchLimits { rows: ADVANCE_ROWS, bytes: 64 << 20, wait: COMMIT_WAIT };
+        let limits = plan.score.as_ref().map_or(unscored, BatchLimits::of);
         Ok(Self {
             ends,
             checkpointer: Checkpointer::start(context, number)?,
@@ -152,6 +154,7 @@ impl<'a> Worker<'a> {
             scorer,
             slots: BTreeMap::new(),
             batcher: Batcher::new(limits),
+            unwritten: Vec::new(),
             samples: Vec::new(),
         })
     }
@@ -165,6 +168,10 @@ impl<'a> Worker<'a> {
             self.rebalance(&poll)?;
             self.take(&poll.records)?;
             self.advance()?;
+            // A model that computes meanwhile is worth waiting for.
+            if self.scorer.is_none() {
+                self.write_online()?;
+            }
             self.hand_over()?;
             if let Some(closed) = self.batcher.poll(clock::monotonic()) {
                 self.flush(closed)?;
@@ -193,6 +200,7 @@ impl<'a> Worker<'a> {
             self.slots.retain(|partition, _| !lost.contains(partition));
             // What a lost task applied is not committed, so its next owner will apply it again.
             self.batcher.retain(|(partition, _)| !lost.contains(partition));
+            self.unwritten.retain(|(partition, _)| !lost.contains(partition));
         }
         let mut gained = numbers(&poll.assigned);
         // Another version may serve by now: see `role`. The run then ends in order, without these partitions.
@@ -384,6 +392,10 @@ impl<'a> Worker<'a> {
                     if self.context.plan.offline.rows {
                         slot.rows_count += rows;
                     }
+                    // What is behind gets the rows of all its entities once it has come up.
+                    if slot.online != Online::Behind && applied.online.batch.num_rows() > 0 {
+                        self.unwritten.push((partition, applied.online.clone()));
+                    }
                     if let Some(closed) = self.batcher.push((partition, applied), rows, bytes, now) {
                         self.flush(closed)?;
                     }
@@ -472,29 +484,29 @@ impl<'a> Worker<'a> {
         let mut clock = self.steps.start();
         let (reason, mut open) = (closed.reason, closed.items);
         self.look_up(&mut open)?;
-        let behind = |partition: &i32| self.slots.get(partition).is_some_and(|slot| slot.online == Online::Behind);
-        let to_write = || open.iter().filter(|(partition, _)| !behind(partition));
-        let online = FeatureRows {
-            batch: concat(context, to_write().map(|(_, applied)| applied.online.batch.clone()))?,
-            sequence: to_write().flat_map(|(_, applied)| applied.online.sequence.iter().copied()).collect(),
-        };
         let fresh = open.iter().map(|(partition, applied)| self.not_yet_published(*partition, &applied.rows.batch));
         let fresh = concat(context, fresh.collect::<Result<Vec<_>, _>>()?.into_iter())?;
 
-        // The online store and the model do not need each other: the write waits for the network while the model computes.
-        let (written, scores) = std::thread::scope(|scope| {
-            let store = context.wiring.online.as_deref().filter(|_| online.batch.num_rows() > 0);
-            let writer = store.map(|store| scope.spawn(|| store.write(&online, &|| context.stop.requested())));
-            let scores = match self.scorer.as_mut() {
-                Some(scorer) if fresh.num_rows() > 0 => scorer.score(&fresh).map(Some),
-                _ => Ok(None),
-            };
-            (writer.map(|w| w.join().expect("the online store does not panic")), scores)
-        });
-        let scores = scores?;
-        written.map_or(Ok(()), |written| written.map_err(given_up))?;
-        clock.end(Step::OnlineAndScore);
-        failpoint::hit("features.after_online");
+        let scores = match self.scorer.as_mut() {
+            Some(scorer) if fresh.num_rows() > 0 => {
+                // The online store and the model do not need each other: the write waits for the network while the model computes.
+                let rows = unwritten(context, &mut self.unwritten)?;
+                let (written, scores) = std::thread::scope(|scope| {
+                    let writer = scope.spawn(|| write_online(context, &rows));
+                    let scores = scorer.score(&fresh);
+                    (writer.join().expect("the online store does not panic"), scores)
+                });
+                let scores = scores?;
+                written?;
+                clock.end(Step::OnlineAndScore);
+                Some(scores)
+            }
+            _ => {
+                self.write_online()?;
+                clock = self.steps.start();
+                None
+            }
+        };
 
         let (mut offsets, mut notes) = (Offsets::new(), Notes::new());
         let mut dead = Vec::new();
@@ -545,6 +557,17 @@ impl<'a> Worker<'a> {
                 rows.extend(emitted.map(|emitted| emitted.batch));
             }
         }
+        Ok(())
+    }
+
+    /// Writes what the online store does not have yet of the open batch.
+    fn write_online(&mut self) -> Result<(), RunError> {
+        if self.unwritten.is_empty() {
+            return Ok(());
+        }
+        let mut clock = self.steps.start();
+        write_online(self.context, &unwritten(self.context, &mut self.unwritten)?)?;
+        clock.end(Step::Online);
         Ok(())
     }
 
@@ -618,6 +641,21 @@ impl<'a> Worker<'a> {
         self.checkpoints(true)?;
         self.checkpointer.finish()
     }
+}
+
+/// Takes rows together.
+fn unwritten(context: &Context, rows: &mut Vec<(i32, FeatureRows)>) -> Result<FeatureRows, RunError> {
+    let batch = concat(context, rows.iter().map(|(_, rows)| rows.batch.clone()))?;
+    Ok(FeatureRows { batch, sequence: rows.drain(..).flat_map(|(_, rows)| rows.sequence).collect() })
+}
+
+/// Writes rows to the online store, where there is one.
+fn write_online(context: &Context, rows: &FeatureRows) -> Result<(), RunError> {
+    if let Some(store) = context.wiring.online.as_deref().filter(|_| rows.batch.num_rows() > 0) {
+        store.write(rows, &|| context.stop.requested()).map_err(given_up)?;
+    }
+    failpoint::hit("features.after_online");
+    Ok(())
 }
 
 /// The online store gives up on a lost server only because a stop was asked for.

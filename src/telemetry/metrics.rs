@@ -47,7 +47,7 @@ names! {
     gauge LAG = "driftline_source_lag_records";
     /// Seconds from a record's timestamp in the log to its committed prediction (or feature row). Labels: pipeline.
     histogram END_TO_END = "driftline_run_event_to_output_seconds";
-    /// Seconds a batch spent in one step. Labels: pipeline, step (decode, window, online_and_score, score, encode, commit, checkpoint).
+    /// Seconds a batch spent in one step. Labels: pipeline, step (decode, window, online, online_and_score, score, encode, commit, checkpoint).
     histogram STEP = "driftline_run_step_seconds";
     /// Micro-batches by the reason they closed for. Labels: pipeline, reason (rows, bytes, linger, checkpoint, shutdown).
     counter BATCHES = "driftline_score_batches_total";
@@ -131,6 +131,8 @@ pub enum Step {
     Decode,
     /// Columns are applied to window state.
     Window,
+    /// The online store is written.
+    Online,
     /// The online store is written while the model scores.
     OnlineAndScore,
     /// The model scores, where scoring runs apart.
@@ -145,13 +147,22 @@ pub enum Step {
 
 impl Step {
     /// All of them, in the order of their numbers.
-    const ALL: [Self; 7] =
-        [Self::Decode, Self::Window, Self::OnlineAndScore, Self::Score, Self::Encode, Self::Commit, Self::Checkpoint];
+    const ALL: [Self; 8] = [
+        Self::Decode,
+        Self::Window,
+        Self::Online,
+        Self::OnlineAndScore,
+        Self::Score,
+        Self::Encode,
+        Self::Commit,
+        Self::Checkpoint,
+    ];
 
     fn name(self) -> &'static str {
         match self {
             Self::Decode => "decode",
             Self::Window => "window",
+            Self::Online => "online",
             Self::OnlineAndScore => "online_and_score",
             Self::Score => "score",
             Self::Encode => "encode",
