@@ -30,8 +30,6 @@ const ROOM: usize = 2;
 
 /// A checkpoint to be written.
 pub(super) struct Job {
-    /// Task.
-    pub partition: i32,
     /// Next offset to read, by source partition.
     pub next: Offsets,
     /// The last of its state.
@@ -47,8 +45,12 @@ pub(super) struct Job {
 enum Message {
     /// A task was restored from this manifest: its next checkpoint follows it.
     Begin(i32, Option<Box<Manifest>>),
+    Work(i32, Work),
+}
+
+enum Work {
     /// State of a task's checkpoint to come.
-    Slice(i32, Vec<RecordBatch>),
+    Slice(Vec<RecordBatch>),
     Write(Job),
 }
 
@@ -98,10 +100,9 @@ impl Checkpointer {
                             sweep(&context, partition);
                             chains
                                 .insert(partition, Chain::At(Box::new(Next { previous: manifest, ..Next::default() })));
-                            continue;
                         }
-                        message => {
-                            let result = write(&context, &steps, &mut chains, message);
+                        Message::Work(partition, work) => {
+                            let result = write(&context, &steps, &mut chains, partition, work);
                             counter.fetch_sub(1, Ordering::Release);
                             if let Err(error) = result {
                                 // The worker reads it at its next turn and ends; it may have ended already.
@@ -134,13 +135,13 @@ impl Checkpointer {
     /// Hands over state of a checkpoint to come; waits where there is no room.
     pub fn slice(&self, partition: i32, state: Vec<RecordBatch>) -> Result<(), RunError> {
         self.outstanding.fetch_add(1, Ordering::AcqRel);
-        self.send(Message::Slice(partition, state))
+        self.send(Message::Work(partition, Work::Slice(state)))
     }
 
     /// Hands over a checkpoint, all of whose state is handed over before or is in it; waits where there is no room.
-    pub fn write(&self, job: Job) -> Result<(), RunError> {
+    pub fn write(&self, partition: i32, job: Job) -> Result<(), RunError> {
         self.outstanding.fetch_add(1, Ordering::AcqRel);
-        self.send(Message::Write(job))
+        self.send(Message::Work(partition, Work::Write(job)))
     }
 
     /// # Errors
@@ -183,12 +184,9 @@ fn write(
     context: &Context,
     steps: &Steps,
     chains: &mut BTreeMap<i32, Chain>,
-    message: Message,
+    partition: i32,
+    work: Work,
 ) -> Result<(), RunError> {
-    let partition = match &message {
-        Message::Begin(partition, _) | Message::Slice(partition, _) => *partition,
-        Message::Write(job) => job.partition,
-    };
     let mut next = match chains.remove(&partition) {
         Some(Chain::At(next)) => next,
         Some(Chain::Broken) => {
@@ -197,12 +195,11 @@ fn write(
         }
         None => Box::default(),
     };
-    let done = match message {
-        Message::Begin(..) => true,
-        Message::Slice(_, state) => take(context, partition, &mut next, state)?,
-        Message::Write(job) => {
+    let done = match work {
+        Work::Slice(state) => take(context, partition, &mut next, state)?,
+        Work::Write(job) => {
             let mut clock = steps.start();
-            let done = commit(context, &mut next, job)?;
+            let done = commit(context, partition, &mut next, job)?;
             clock.end(Step::Checkpoint);
             done
         }
@@ -227,9 +224,9 @@ fn take(context: &Context, partition: i32, next: &mut Next, state: Vec<RecordBat
 }
 
 /// Writes a checkpoint. False where that was given up.
-fn commit(context: &Context, next: &mut Next, job: Job) -> Result<bool, RunError> {
+fn commit(context: &Context, partition: i32, next: &mut Next, job: Job) -> Result<bool, RunError> {
     let Next { previous, parts, mut state, .. } = std::mem::take(next);
-    let Job { partition, next: offsets, state: rest, extent, rows, windows } = job;
+    let Job { next: offsets, state: rest, extent, rows, windows } = job;
     state.extend(rest);
     let checkpoint = Checkpoint {
         partition,

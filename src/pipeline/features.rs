@@ -37,7 +37,7 @@ use crate::score::{BatchLimits, Batcher, CloseReason, Closed, Scorer, Scores};
 use crate::source::{DeadLetter, Decoded, SourceDecoder, dead_letter, rekeyed};
 use crate::store::{Manifest, OfflineError, OnlineError};
 use crate::telemetry::board::Kind;
-use crate::telemetry::metrics::{Step, Steps};
+use crate::telemetry::metrics::{CHECKPOINT_PAUSE, Step, Steps};
 use crate::window::{Applied, FeatureRows, Published, Task, TaskClock, WindowError, emitted_columns, row_columns};
 
 /// Name of the stage: of its consumer group and in metrics.
@@ -113,6 +113,7 @@ struct Worker<'a> {
     lookups: Lookups,
     slots: BTreeMap<i32, Slot>,
     checkpointer: Checkpointer,
+    checkpoint_pause: metrics::Histogram,
     /// What is applied and not yet published, by partition number.
     batcher: Batcher<(i32, Applied)>,
     /// Rows of the open batch that the online store does not have yet, by partition number.
@@ -143,6 +144,7 @@ impl<'a> Worker<'a> {
         Ok(Self {
             ends,
             checkpointer: Checkpointer::start(context, number)?,
+            checkpoint_pause: metrics::histogram!(CHECKPOINT_PAUSE, "pipeline" => plan.name.clone()),
             account: Account::new(context, STAGE, number),
             ledger: Ledger::new(context, number),
             steps: Steps::of(&plan.name),

@@ -207,24 +207,9 @@ impl OfflineStore {
     /// Reads one manifest; `None` where it is gone, or was cut off and is now set aside.
     fn manifest(&self, partition: i32, sequence: u64) -> Result<Option<Manifest>, OfflineError> {
         let path = manifest_path(partition, sequence);
-        let Some(text) = self.get(&path)? else { return Ok(None) };
-        let corrupt = |reason: String| OfflineError::corrupt(&path, reason);
-        // Unwritten blocks of a file read as zeros.
-        let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
-        let manifest: Manifest = match serde_json::from_slice(text) {
-            Ok(manifest) => manifest,
-            Err(error) if error.is_eof() => {
-                tracing::warn!(path, "manifest cut off by a power failure: set aside, the checkpoint before it holds");
-                self.set_aside(&path)?;
-                return Ok(None);
-            }
-            Err(error) => return Err(corrupt(error.to_string())),
-        };
-        if manifest.format != Manifest::FORMAT {
-            return Err(corrupt(format!("format {}, this driftline reads {}", manifest.format, Manifest::FORMAT)));
-        }
+        let Some(manifest) = self.read_record::<Manifest>(&path)? else { return Ok(None) };
         if (&manifest.pipeline, manifest.partition, manifest.sequence) != (&self.pipeline, partition, sequence) {
-            return Err(corrupt("it belongs elsewhere: files were moved by hand".into()));
+            return Err(OfflineError::moved(&path));
         }
         Ok(Some(manifest))
     }

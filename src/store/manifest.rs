@@ -9,6 +9,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::offline::Record;
 use crate::broker::{NextOffset, Offsets, TopicPartition};
 
 /// Manifests, and states, that are kept: the newest and those before it.
@@ -92,6 +93,14 @@ pub struct WindowFile {
     pub from: i64,
     /// Latest end of a window in the file (inclusive).
     pub to: i64,
+}
+
+impl Record for Manifest {
+    const FORMAT: u32 = Self::FORMAT;
+
+    fn format(&self) -> u32 {
+        self.format
+    }
 }
 
 impl Manifest {

@@ -18,6 +18,7 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutPayload};
+use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
 
 use super::online::remedy;
@@ -140,8 +141,28 @@ impl OfflineStore {
         }
     }
 
+    /// Reads a record; `None` where it is gone, or was cut off by a power failure, never committed, and is now set aside.
+    pub(super) fn read_record<R: Record>(&self, path: &str) -> Result<Option<R>, OfflineError> {
+        let Some(text) = self.get(path)? else { return Ok(None) };
+        // Unwritten blocks of a file read as zeros.
+        let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
+        match serde_json::from_slice::<R>(text) {
+            Ok(record) if record.format() == R::FORMAT => Ok(Some(record)),
+            Ok(record) => {
+                let reason = format!("format {}, this driftline reads {}", record.format(), R::FORMAT);
+                Err(OfflineError::corrupt(path, reason))
+            }
+            Err(error) if error.is_eof() => {
+                tracing::warn!(path, "cut off by a power failure: set aside, the one before it holds");
+                self.set_aside(path)?;
+                Ok(None)
+            }
+            Err(error) => Err(OfflineError::corrupt(path, error)),
+        }
+    }
+
     /// Gives a damaged file a name that nothing reads.
-    pub(super) fn set_aside(&self, path: &str) -> Result<(), OfflineError> {
+    fn set_aside(&self, path: &str) -> Result<(), OfflineError> {
         let (from, to) = (Path::from(path), Path::from(format!("{path}.torn")));
         let rename = self.store.rename(&from, &to);
         match self.runtime.block_on(rename) {
@@ -232,6 +253,15 @@ impl OfflineStore {
         };
         OfflineError::Io { during, path, reason: error.to_string(), remedy, retriable }
     }
+}
+
+/// What is kept as a small JSON file of its own.
+pub(super) trait Record: DeserializeOwned {
+    /// Version of the format that this driftline reads.
+    const FORMAT: u32;
+
+    /// Version of the format that the record was written in.
+    fn format(&self) -> u32;
 }
 
 /// The folder that the rest of a `file://` URL names.
@@ -328,6 +358,10 @@ impl OfflineError {
     pub(super) fn io(during: &'static str, path: &FilePath, error: &std::io::Error) -> Self {
         let (remedy, retriable) = remedy(error);
         Self::Io { during, path: path.display().to_string(), reason: error.to_string(), remedy, retriable }
+    }
+
+    pub(super) fn moved(path: &str) -> Self {
+        Self::corrupt(path, "it belongs elsewhere: files were moved by hand")
     }
 
     pub(super) fn corrupt(path: &str, reason: impl std::fmt::Display) -> Self {

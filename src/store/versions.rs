@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::manifest::sequence_of;
-use super::offline::{OfflineError, OfflineStore};
+use super::offline::{OfflineError, OfflineStore, Record};
 use crate::runtime::{clock, failpoint};
 
 /// Folder of the records.
@@ -132,6 +132,14 @@ impl Role {
     /// True where the process publishes nothing.
     pub fn is_following(self) -> bool {
         matches!(self, Self::Following { .. })
+    }
+}
+
+impl Record for Versions {
+    const FORMAT: u32 = Self::FORMAT;
+
+    fn format(&self) -> u32 {
+        self.format
     }
 }
 
@@ -271,24 +279,9 @@ impl OfflineStore {
         let root = self.root();
         let files = root.files_in(FOLDER)?;
         for path in files.iter().rev().filter(|path| path.ends_with(".json") && sequence_of(path).is_some()) {
-            let Some(text) = root.get(path)? else { continue };
-            let corrupt = |reason: String| OfflineError::corrupt(path, reason);
-            // Unwritten blocks of a file read as zeros.
-            let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
-            let versions: Versions = match serde_json::from_slice(text) {
-                Ok(versions) => versions,
-                Err(error) if error.is_eof() => {
-                    tracing::warn!(path, "cut off by a power failure: set aside, the record before it holds");
-                    root.set_aside(path)?;
-                    continue;
-                }
-                Err(error) => return Err(corrupt(error.to_string())),
-            };
-            if versions.format != Versions::FORMAT {
-                return Err(corrupt(format!("format {}, this driftline reads {}", versions.format, Versions::FORMAT)));
-            }
+            let Some(versions) = root.read_record::<Versions>(path)? else { continue };
             if versions.pipeline != self.pipeline || sequence_of(path) != Some(versions.sequence) {
-                return Err(corrupt("it belongs elsewhere: files were moved by hand".into()));
+                return Err(OfflineError::moved(path));
             }
             return Ok(Some(versions));
         }

@@ -14,7 +14,6 @@ use super::{Slot, Worker};
 use crate::broker::{Offsets, TopicPartition};
 use crate::config::plan::OfflinePlan;
 use crate::runtime::clock;
-use crate::telemetry::metrics::CHECKPOINT_PAUSE;
 use crate::window::Extent;
 
 /// Entities of which a turn copies the state at most: some milliseconds' work.
@@ -125,7 +124,7 @@ impl Worker<'_> {
         self.paused_since(started);
         match open {
             Some(Open { extent, next, rows, windows }) => {
-                self.checkpointer.write(Job { partition, next, state: slice.batches, extent, rows, windows })?;
+                self.checkpointer.write(partition, Job { next, state: slice.batches, extent, rows, windows })?;
             }
             None if slice.batches.is_empty() => (),
             None => self.checkpointer.slice(partition, slice.batches)?,
@@ -135,6 +134,6 @@ impl Worker<'_> {
 
     fn paused_since(&self, started: Instant) {
         let pause = clock::monotonic().saturating_duration_since(started);
-        metrics::histogram!(CHECKPOINT_PAUSE, "pipeline" => self.context.plan.name.clone()).record(pause.as_secs_f64());
+        self.checkpoint_pause.record(pause.as_secs_f64());
     }
 }
