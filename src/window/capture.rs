@@ -13,11 +13,13 @@
 //! number is all that an event has to compare.
 
 use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
 
 use super::cold::{Cold, GENERATION, OUT};
+use super::emitted::OpenWindows;
 use super::engine::Engine;
 use super::entities::{Entities, Entity, EntityId, Keys, Visit};
-use super::snapshot::{Encoder, Header, Packed};
+use super::snapshot::{Encoder, Packed, words};
 use super::state::State;
 use super::texts::Texts;
 
@@ -182,15 +184,22 @@ impl Captures {
     }
 
     /// How much the next checkpoint will hold, and how many it follows since the whole one.
-    pub fn next(&self, entities: &Entities) -> (Extent, u32) {
-        self.chain.next(self.changed.len() + self.dropped.len(), entities.len())
+    pub fn next(&self, entities: &Entities, windows: &OpenWindows) -> (Extent, u32) {
+        let changed = self.changed.len() + self.dropped.len() + windows.changed();
+        self.chain.next(changed, entities.len() + windows.pieces())
     }
 
     /// Begins a checkpoint of the state as it is now: the [next](Captures::next).
-    pub fn begin(&mut self, entities: &Entities, sources: usize, header: Header) -> Extent {
+    pub fn begin(
+        &mut self,
+        entities: &Entities,
+        windows: &mut OpenWindows,
+        sources: usize,
+        schema: SchemaRef,
+    ) -> Extent {
         debug_assert!(self.running.is_none(), "the last one has ended");
-        let (extent, place) = self.next(entities);
-        let Header { schema, pieces, words } = header;
+        let (extent, place) = self.next(entities, windows);
+        windows.begin_checkpoint(extent, schema.clone());
         let (changed, dropped) = (std::mem::take(&mut self.changed), std::mem::take(&mut self.dropped));
         let (changed, dropped, end) = match extent {
             Extent::Whole => (Vec::new(), Keys::default(), entities.end() as usize),
@@ -210,17 +219,18 @@ impl Captures {
             end,
             encoder: Encoder::new(schema, sources),
             encoded: 0,
-            words,
-            ready: pieces,
+            words: 0,
+            ready: Vec::new(),
         });
         extent
     }
 
-    /// Encodes what the checkpoint still needs of at most `most` entities.
+    /// Encodes what the checkpoint still needs of at most `most` entities, and after those of as many entries of windows.
     pub fn slice(
         &mut self,
         engine: &Engine,
         entities: &mut Entities,
+        windows: &mut OpenWindows,
         texts: &Texts,
         cold: &mut Option<Cold>,
         most: usize,
@@ -230,8 +240,8 @@ impl Captures {
             return running.slice_of_dropped(engine, most);
         }
         let mut left = most;
-        let words = running.words + SLICE_WORDS * most;
-        while running.done < running.end && left > 0 && running.words < words {
+        let most_words = running.words + SLICE_WORDS * most;
+        while running.done < running.end && left > 0 && running.words < most_words {
             let id = match running.extent {
                 Extent::Whole => running.done as EntityId,
                 Extent::Changes => running.changed[running.done],
@@ -253,6 +263,13 @@ impl Captures {
             running.done += 1;
         }
         if running.done < running.end {
+            return Slice { batches: std::mem::take(&mut running.ready), last: false };
+        }
+        let (slice, pieces) = windows.checkpoint_slice(engine, texts, left);
+        running.words += slice.batches.iter().map(words).sum::<usize>();
+        running.encoded += pieces;
+        running.ready.extend(slice.batches);
+        if !slice.last {
             return Slice { batches: std::mem::take(&mut running.ready), last: false };
         }
         let mut running = self.running.take().expect("it was there above");

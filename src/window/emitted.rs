@@ -7,6 +7,7 @@
 //! Rows that one event closes are ordered by the windows' ends, then by key.
 
 mod buffer;
+mod capture;
 mod panes;
 pub(super) mod pieces;
 mod sessions;
@@ -16,9 +17,11 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType as ArrowType, Field, Schema, SchemaRef};
 
 use self::buffer::EmittedBuffer;
+use self::capture::{Capture, Telling};
 use self::panes::Panes;
 use self::sessions::Sessions;
 use super::aggregate::{self, Lanes, Member, Outline};
+use super::capture::{Extent, Slice};
 use super::engine::Engine;
 use super::entities::hash;
 use super::ordered::visit;
@@ -132,10 +135,18 @@ enum Open {
 }
 
 impl Open {
-    fn insert(&mut self, lanes: &Lanes, hash: u64, key: &[u8], row: &[u64]) {
+    fn insert(&mut self, lanes: &Lanes, hash: u64, key: &[u8], row: &[u64], to: &mut Telling<'_>) {
         match self {
-            Self::Panes(panes) => panes.insert(lanes, hash, key, row),
-            Self::Sessions(sessions) => sessions.insert(lanes, hash, key, row),
+            Self::Panes(panes) => panes.insert(lanes, hash, key, row, to),
+            Self::Sessions(sessions) => sessions.insert(lanes, hash, key, row, to),
+        }
+    }
+
+    /// Number of pieces.
+    fn len(&self) -> usize {
+        match self {
+            Self::Panes(panes) => panes.len(),
+            Self::Sessions(sessions) => sessions.len(),
         }
     }
 
@@ -154,6 +165,7 @@ pub(super) struct OpenWindows {
     tables: Vec<Table>,
     /// By source: what its next event may do.
     ticks: Vec<Tick>,
+    capture: Capture,
 }
 
 #[derive(Debug)]
@@ -192,16 +204,27 @@ impl OpenWindows {
         Self {
             tables: engine.emitted.iter().map(table).collect(),
             ticks: vec![Tick { due: i64::MAX, early: i64::MAX, seen: None }; engine.sources()],
+            capture: Capture::default(),
         }
     }
 
-    /// Goes on from the clocks of the sources, once all pieces of state are back.
-    pub fn restored(&mut self, engine: &Engine, clocks: &[SourceTime]) {
-        for (table, emitted) in self.tables.iter_mut().zip(&engine.emitted) {
-            if let (Open::Panes(panes), Some(watermark)) = (&mut table.open, clocks[emitted.source].watermark()) {
-                panes.closed_to(watermark);
+    /// The pieces that come back from now on are of a later checkpoint.
+    pub fn next_checkpoint(&mut self) {
+        self.capture.next_generation();
+    }
+
+    /// Goes on from the clocks of the sources, once all pieces of state are back. What had closed before the last of them
+    /// was told is forgotten.
+    pub fn restored(&mut self, engine: &Engine, texts: &Texts, clocks: &[SourceTime]) {
+        for (table, (open, emitted)) in self.tables.iter_mut().zip(&engine.emitted).enumerate() {
+            let Some(watermark) = clocks[emitted.source].watermark() else { continue };
+            let to = &mut Telling { capture: &mut self.capture, engine, texts, table };
+            match &mut open.open {
+                Open::Panes(panes) => panes.closed_to(watermark),
+                Open::Sessions(sessions) => sessions.close(watermark, to, |_, _, _, _| ()),
             }
         }
+        self.capture.next_generation();
         for (source, clock) in clocks.iter().enumerate() {
             self.set_tick(engine, source, clock.newest);
         }
@@ -209,19 +232,20 @@ impl OpenWindows {
 
     /// Takes an event that is not late, after the clock of its source has seen it.
     #[inline]
-    pub fn take(&mut self, engine: &Engine, event: Event<'_>, clock: &SourceTime) {
+    pub fn take(&mut self, engine: &Engine, texts: &Texts, event: Event<'_>, clock: &SourceTime) {
         let tick = self.ticks[event.source];
         let time = event.row[0] as i64;
         if tick.seen.is_none() {
             self.set_tick(engine, event.source, clock.newest);
         } else if clock.watermark().is_some_and(|watermark| watermark >= tick.due) || time >= tick.early {
-            self.tick(engine, event, clock);
+            self.tick(engine, texts, event, clock);
         }
         let mut hashed = None;
-        for (table, emitted) in self.tables.iter_mut().zip(&engine.emitted) {
+        for (number, (table, emitted)) in self.tables.iter_mut().zip(&engine.emitted).enumerate() {
             if emitted.source == event.source && emitted.member.has(event.row) {
                 let hash = *hashed.get_or_insert_with(|| hash(event.key));
-                table.open.insert(&emitted.lanes, hash, event.key, event.row);
+                let to = &mut Telling { capture: &mut self.capture, engine, texts, table: number };
+                table.open.insert(&emitted.lanes, hash, event.key, event.row, to);
                 let due = &mut self.ticks[event.source].due;
                 *due = (*due).min(table.open.due());
             }
@@ -230,10 +254,12 @@ impl OpenWindows {
 
     /// Closes what the watermark has passed, then gives early results, where they are due. The event itself is not in them.
     #[cold]
-    fn tick(&mut self, engine: &Engine, event: Event<'_>, clock: &SourceTime) {
+    fn tick(&mut self, engine: &Engine, texts: &Texts, event: Event<'_>, clock: &SourceTime) {
         let (source, at) = (event.source, (event.offset, event.row[0] as i64));
         let Some(watermark) = clock.watermark() else { return };
-        for (table, emitted) in self.tables.iter_mut().zip(&engine.emitted).filter(|(_, e)| e.source == source) {
+        let tables = self.tables.iter_mut().zip(&engine.emitted).enumerate();
+        for (number, (table, emitted)) in tables.filter(|(_, (_, emitted))| emitted.source == source) {
+            let to = &mut Telling { capture: &mut self.capture, engine, texts, table: number };
             let rows = &mut table.rows;
             let mut put = |last: bool, key: &[u8], start: i64, end: i64, lanes: &[u64]| {
                 rows.push(key, start, end, last, at, |put| {
@@ -244,13 +270,13 @@ impl OpenWindows {
                 });
             };
             match &mut table.open {
-                Open::Panes(panes) => panes.close(&emitted.lanes, watermark, |k, s, e, l| put(true, k, s, e, l)),
-                Open::Sessions(sessions) => sessions.close(watermark, |k, s, e, l| put(true, k, s, e, l)),
+                Open::Panes(panes) => panes.close(&emitted.lanes, watermark, to, |k, s, e, l| put(true, k, s, e, l)),
+                Open::Sessions(sessions) => sessions.close(watermark, to, |k, s, e, l| put(true, k, s, e, l)),
             }
             if emitted.early.is_some_and(|every| crosses(self.ticks[source].seen, clock.newest, every)) {
                 match &mut table.open {
-                    Open::Panes(panes) => panes.early(&emitted.lanes, |k, s, e, l| put(false, k, s, e, l)),
-                    Open::Sessions(sessions) => sessions.early(|k, s, e, l| put(false, k, s, e, l)),
+                    Open::Panes(panes) => panes.early(&emitted.lanes, to, |k, s, e, l| put(false, k, s, e, l)),
+                    Open::Sessions(sessions) => sessions.early(to, |k, s, e, l| put(false, k, s, e, l)),
                 }
             }
         }
@@ -277,7 +303,43 @@ impl OpenWindows {
             Open::Panes(panes) => panes.bytes(),
             Open::Sessions(sessions) => sessions.bytes(),
         };
-        self.tables.iter().map(|table| open(&table.open)).sum()
+        self.tables.iter().map(|table| open(&table.open)).sum::<usize>() + self.capture.bytes()
+    }
+
+    /// Number of pieces of state.
+    pub fn pieces(&self) -> usize {
+        self.tables.iter().map(|table| table.open.len()).sum()
+    }
+
+    /// About how many of them have changed since the last checkpoint began.
+    pub fn changed(&self) -> usize {
+        self.capture.changed
+    }
+
+    /// Begins a checkpoint of what is open now, in batches of this schema.
+    pub fn begin_checkpoint(&mut self, extent: Extent, schema: SchemaRef) {
+        self.capture.begin(extent, schema);
+    }
+
+    /// The next piece of the checkpoint that was begun, of at most `most` changed entries, and at the end the number of pieces in it.
+    pub fn checkpoint_slice(&mut self, engine: &Engine, texts: &Texts, most: usize) -> (Slice, usize) {
+        self.capture.start_slice(most);
+        while let Some((table, major, minor)) = self.capture.next() {
+            let Some(open) = self.tables.get(table).map(|table| &table.open) else {
+                let (batches, pieces) = self.capture.take(engine, true);
+                return (Slice { batches, last: true }, pieces);
+            };
+            let to = &mut Telling { capture: &mut self.capture, engine, texts, table };
+            let ended = match open {
+                Open::Panes(panes) => panes.walk(engine.emitted[table].lanes.width(), (major, minor), to),
+                Open::Sessions(sessions) => sessions.walk(minor, to),
+            };
+            if ended {
+                self.capture.walked_to((table + 1, i64::MIN, 0));
+            }
+        }
+        let (batches, _) = self.capture.take(engine, false);
+        (Slice { batches, last: false }, 0)
     }
 
     /// Calls `change` with every word that holds the number of a text.
@@ -292,19 +354,12 @@ impl OpenWindows {
         }
     }
 
-    /// Calls `piece` with the number of a table, a key, and the words of each piece of state.
-    pub fn for_each_piece(&self, engine: &Engine, mut piece: impl FnMut(usize, &[u8], &mut Vec<u64>)) {
-        let mut words = Vec::new();
+    /// Calls `piece` with the number of a table, a key, and the head and the lanes of each piece of state.
+    pub fn for_each_piece(&self, engine: &Engine, mut piece: impl FnMut(usize, &[u8], &[u64], &[u64])) {
         for (index, (table, emitted)) in self.tables.iter().zip(&engine.emitted).enumerate() {
-            let width = emitted.lanes.width();
-            let mut put = |key: &[u8], head: &[u64], lanes: &[u64]| {
-                words.clear();
-                words.extend_from_slice(head);
-                words.extend_from_slice(lanes);
-                piece(index, key, &mut words);
-            };
+            let mut put = |key: &[u8], head: &[u64], lanes: &[u64]| piece(index, key, head, lanes);
             match &table.open {
-                Open::Panes(panes) => panes.for_each_piece(width, &mut put),
+                Open::Panes(panes) => panes.for_each_piece(emitted.lanes.width(), &mut put),
                 Open::Sessions(sessions) => sessions.for_each_piece(&mut put),
             }
         }
@@ -316,9 +371,10 @@ impl OpenWindows {
         if words.len() != emitted.head() + emitted.lanes.width() {
             return false;
         }
+        let generation = self.capture.generation();
         match &mut self.tables[table].open {
-            Open::Panes(panes) => panes.restore_piece(&emitted.lanes, hash(key), key, words),
-            Open::Sessions(sessions) => sessions.restore_piece(hash(key), key, words),
+            Open::Panes(panes) => panes.restore_piece(&emitted.lanes, hash(key), key, words, generation),
+            Open::Sessions(sessions) => sessions.restore_piece(hash(key), key, words, generation),
         }
         true
     }

@@ -17,9 +17,11 @@
 //! empty. What its words mean is in `driftline.windows`.
 //!
 //! A checkpoint of what changed (`driftline.follows` in the metadata: the number of checkpoints it follows since the whole
-//! one) has the entities that changed, all of what is open of windows, and for each entity that is forgotten a row whose
-//! `newest_event_time` is the least but one. Batches are read in the order they were taken in; of two rows of an entity the
-//! later one counts, of the pieces those of the last checkpoint, and of the metadata the last.
+//! one) has the entities that changed, the pieces of open windows that changed, and for each entity that is forgotten a row
+//! whose `newest_event_time` is the least but one. Batches are read in the order they were taken in; of two rows of an entity
+//! the later one counts, and of the metadata the last. Of the pieces of a tumbling or hopping window the later one of each key
+//! and start counts; the sessions of an entity that are in one checkpoint take the place of all its sessions before. What had
+//! closed by the last checkpoint's watermark is not open any more, whatever pieces there are.
 //!
 //! What the words of rows and lanes mean is in the schema's metadata (`driftline.layout`, one line a source) and explained
 //! in `aggregate.rs`. A text is its place in `texts`, counted from 1; 0 is none; `name#` is the hash of a text. Metadata
@@ -50,6 +52,9 @@ use crate::config::plan::DataType;
 
 /// Version of the layout described above.
 const FORMAT: &str = "1";
+
+/// Version of checkpoints that hold only some of the pieces of open windows, so that who takes them for all refuses them.
+const FORMAT_OF_CHANGES: &str = "2";
 
 const KEY_FORMAT: &str = "driftline.format";
 const KEY_DEFINITION: &str = "driftline.definition";
@@ -106,31 +111,11 @@ struct SourceRecord {
     newest: Option<i64>,
 }
 
-/// What a checkpoint says of a task besides its entities.
-pub(super) struct Header {
-    /// Schema of its batches, with the metadata.
-    pub schema: SchemaRef,
-    /// Batches of what is open of windows.
-    pub pieces: Vec<RecordBatch>,
-    /// The words in them.
-    pub words: usize,
-}
-
-impl Header {
-    /// Of a checkpoint that follows so many others since the whole one.
-    pub fn new(task: &Task, follows: u32) -> Result<Self, WindowError> {
-        let schema = schema(task, follows)?;
-        let pieces = pieces::take(task, &schema)?;
-        let words = pieces.iter().map(words).sum();
-        Ok(Self { schema, pieces, words })
-    }
-}
-
 /// The whole state of a task.
 pub(super) fn take(task: &Task) -> Result<Vec<RecordBatch>, WindowError> {
-    let Header { schema, pieces, .. } = Header::new(task, 0)?;
+    let schema = schema(task, 0)?;
     let mut batches = Vec::new();
-    let mut encoder = Encoder::new(schema, task.engine.sources());
+    let mut encoder = Encoder::new(schema.clone(), task.engine.sources());
     for id in task.entities.ids() {
         let (key, newest) = (task.entities.key(id), task.entities.get(id).newest);
         match &task.cold {
@@ -144,6 +129,7 @@ pub(super) fn take(task: &Task) -> Result<Vec<RecordBatch>, WindowError> {
             batches.push(encoder.close(&task.engine));
         }
     }
+    let pieces = pieces::take(task, &schema);
     if !encoder.is_empty() || (batches.is_empty() && pieces.is_empty()) {
         batches.push(encoder.close(&task.engine));
     }
@@ -152,7 +138,7 @@ pub(super) fn take(task: &Task) -> Result<Vec<RecordBatch>, WindowError> {
 }
 
 /// Words that the rows of a batch take.
-fn words(batch: &RecordBatch) -> usize {
+pub(super) fn words(batch: &RecordBatch) -> usize {
     let lists = batch.columns().iter().filter_map(|column| column.as_list_opt::<i32>());
     let numbers = lists.filter(|list| list.value_type() == ArrowType::UInt64);
     ENTITY_WORDS * batch.num_rows() + numbers.map(|list| list.values().len()).sum::<usize>()
@@ -189,7 +175,8 @@ fn layout_in_words(engine: &Engine) -> String {
     engine.sources.iter().map(line).collect()
 }
 
-fn schema(task: &Task, follows: u32) -> Result<SchemaRef, WindowError> {
+/// Of the batches of a checkpoint that follows so many others since the whole one.
+pub(super) fn schema(task: &Task, follows: u32) -> Result<SchemaRef, WindowError> {
     let sources = task.engine.sources.iter().zip(task.next()).zip(&task.applied).zip(&task.time.sources);
     let record = TaskRecord {
         sources: sources
@@ -214,8 +201,9 @@ fn schema(task: &Task, follows: u32) -> Result<SchemaRef, WindowError> {
         }),
     };
     let record = serde_json::to_string(&record).map_err(|error| WindowError::Rows(error.to_string()))?;
+    let format = if follows > 0 && !task.engine.emitted.is_empty() { FORMAT_OF_CHANGES } else { FORMAT };
     let metadata = [
-        (KEY_FORMAT, FORMAT.to_owned()),
+        (KEY_FORMAT, format.to_owned()),
         (KEY_DEFINITION, task.engine.definition.clone()),
         (KEY_PARTITION, task.partition.to_string()),
         (KEY_LAYOUT, layout_in_words(&task.engine)),

@@ -16,7 +16,7 @@ use super::engine::Engine;
 use super::entities::{Entities, EntityId, Visit};
 use super::held::Held;
 use super::rows::{Origin, RowBuffer};
-use super::snapshot::{self, Header, Restore};
+use super::snapshot::{self, Restore};
 use super::state::{Horizon, State};
 use super::synchroniser::{Finished, Synchroniser};
 use super::texts::Texts;
@@ -314,7 +314,7 @@ impl Task {
             let words = &batch.rows[row * layout.row..][..layout.row];
             if source.emits {
                 let event = Event { source: index, offset, key, row: words };
-                self.windows.take(engine, event, &self.time.sources[index]);
+                self.windows.take(engine, &self.texts, event, &self.time.sources[index]);
             }
             // Derived features alone make rows of the events that ask for one.
             if engine.features.is_empty() && engine.on != Some(index) {
@@ -588,9 +588,9 @@ impl Task {
     /// # Errors
     /// Columns cannot be built.
     pub fn begin_checkpoint(&mut self) -> Result<Extent, WindowError> {
-        let (_, follows) = self.captures.next(&self.entities);
-        let header = Header::new(self, follows)?;
-        Ok(self.captures.begin(&self.entities, self.engine.sources(), header))
+        let (_, follows) = self.captures.next(&self.entities, &self.windows);
+        let schema = snapshot::schema(self, follows)?;
+        Ok(self.captures.begin(&self.entities, &mut self.windows, self.engine.sources(), schema))
     }
 
     /// True from [`Task::begin_checkpoint`] to the last slice.
@@ -598,13 +598,14 @@ impl Task {
         self.captures.is_running()
     }
 
-    /// The next piece of the checkpoint that was begun, of at most `most` entities. All slices' batches, at least one, are what
+    /// The next piece of the checkpoint that was begun, of at most `most` entities or entries of windows. All slices' batches, at least one, are what
     /// [`Task::restore`] needs, after those of the checkpoints that it follows.
     ///
     /// # Errors
     /// States on disk cannot be read: drop the task and restore it.
     pub fn checkpoint_slice(&mut self, most: usize) -> Result<Slice, WindowError> {
-        let slice = self.captures.slice(&self.engine, &mut self.entities, &self.texts, &mut self.cold, most);
+        let Self { engine, entities, windows, texts, cold, .. } = self;
+        let slice = self.captures.slice(engine, entities, windows, texts, cold, most);
         self.cold.as_mut().map_or(Ok(()), Cold::check)?;
         Ok(slice)
     }

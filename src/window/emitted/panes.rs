@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 
 use hashbrown::HashTable;
 
+use super::capture::{NEW, Telling};
 use crate::window::aggregate::Lanes;
 use crate::window::tile::floor;
 
@@ -46,6 +47,8 @@ struct Entry {
     key_end: usize,
     /// It changed since the last early results.
     fresh: bool,
+    /// The generation in which it last changed, as `capture.rs` counts.
+    changed: u32,
 }
 
 impl Pane {
@@ -62,7 +65,7 @@ impl Pane {
         }
         let at = self.entries.len();
         self.keys.extend_from_slice(key);
-        self.entries.push(Entry { hash, key_end: self.keys.len(), fresh: false });
+        self.entries.push(Entry { hash, key_end: self.keys.len(), fresh: false, changed: NEW });
         self.lanes.resize((at + 1) * lanes.width(), 0);
         lanes.clear(&mut self.lanes[at * lanes.width()..]);
         let entries = &self.entries;
@@ -73,6 +76,20 @@ impl Pane {
 
     fn key(&self, at: usize) -> &[u8] {
         key_at(&self.entries, &self.keys, at)
+    }
+
+    /// Calls `piece` with the key, head and lanes of an entry.
+    fn piece(&self, at: usize, width: usize, piece: &mut impl FnMut(&[u8], &[u64], &[u64])) {
+        let head = [self.start as u64, u64::from(self.entries[at].fresh)];
+        piece(self.key(at), &head, &self.lanes[at * width..][..width]);
+    }
+
+    /// An entry is about to change.
+    #[cold]
+    fn tell(&mut self, at: usize, width: usize, to: &mut Telling<'_>) {
+        if to.before_change((self.start, at), &mut self.entries[at].changed) {
+            self.piece(at, width, &mut |key, head, lanes| to.put(key, head, lanes));
+        }
     }
 
     fn clear(&mut self) {
@@ -99,6 +116,15 @@ impl Pane {
         order.sort_unstable_by(|&a, &b| self.key(a as usize).cmp(self.key(b as usize)));
     }
 
+    /// The pane is about to go.
+    fn end(&self, width: usize, to: &mut Telling<'_>) {
+        for (at, entry) in self.entries.iter().enumerate() {
+            if to.before_end((self.start, at), entry.changed) {
+                self.piece(at, width, &mut |key, head, lanes| to.put(key, head, lanes));
+            }
+        }
+    }
+
     fn bytes(&self) -> usize {
         self.table.allocation_size()
             + size_of::<Entry>() * self.entries.capacity()
@@ -123,10 +149,38 @@ impl Panes {
         self.due
     }
 
-    /// Windows that end at `watermark` or before have closed.
+    /// Windows that end at `watermark` or before have closed, and were emitted.
     pub fn closed_to(&mut self, watermark: i64) {
         self.closed = self.closed.max(floor(watermark, self.step));
+        self.drop_closed(self.closed, |_| ());
         self.due = self.panes.front().map_or(i64::MAX, |first| self.first_end(first.start));
+    }
+
+    /// Drops the panes of which the last window ends at `end` or before, each after `tell`.
+    fn drop_closed(&mut self, end: i64, mut tell: impl FnMut(&Pane)) {
+        while self.panes.front().is_some_and(|first| first.start.saturating_add(self.length) <= end) {
+            self.panes.pop_front().iter().for_each(&mut tell);
+        }
+    }
+
+    /// Number of pieces.
+    pub fn len(&self) -> usize {
+        self.panes.iter().map(|pane| pane.entries.len()).sum()
+    }
+
+    /// Takes the checkpoint's walk on from an entry of the pane that starts at `start`, or after it. True at the end.
+    pub fn walk(&self, width: usize, (start, entry): (i64, usize), to: &mut Telling<'_>) -> bool {
+        let first = self.panes.partition_point(|pane| pane.start < start);
+        for pane in self.panes.range(first..) {
+            for at in if pane.start == start { entry } else { 0 }..pane.entries.len() {
+                match to.visit((pane.start, at), pane.entries[at].changed) {
+                    Some(true) => pane.piece(at, width, &mut |key, head, lanes| to.put(key, head, lanes)),
+                    Some(false) => (),
+                    None => return false,
+                }
+            }
+        }
+        true
     }
 
     /// End of the first window, of those that have not closed, that holds a pane.
@@ -135,10 +189,13 @@ impl Panes {
     }
 
     #[inline]
-    pub fn insert(&mut self, lanes: &Lanes, hash: u64, key: &[u8], row: &[u64]) {
+    pub fn insert(&mut self, lanes: &Lanes, hash: u64, key: &[u8], row: &[u64], to: &mut Telling<'_>) {
         let start = floor(row[0] as i64, self.step);
         let pane = self.pane(start);
         let at = pane.entry(lanes, hash, key);
+        if !to.is_told(pane.entries[at].changed) {
+            pane.tell(at, lanes.width(), to);
+        }
         pane.entries[at].fresh = true;
         lanes.add_event(&mut pane.lanes[at * lanes.width()..], row);
     }
@@ -155,14 +212,18 @@ impl Panes {
     }
 
     /// Emits all windows that end at `watermark` or before: key, start, end, lanes.
-    pub fn close(&mut self, lanes: &Lanes, watermark: i64, mut emit: impl FnMut(&[u8], i64, i64, &[u64])) {
+    pub fn close(
+        &mut self,
+        lanes: &Lanes,
+        watermark: i64,
+        to: &mut Telling<'_>,
+        mut emit: impl FnMut(&[u8], i64, i64, &[u64]),
+    ) {
         let last = floor(watermark, self.step);
         while self.due <= last {
             let end = self.due;
             self.window(lanes, end, |_| true, &mut emit);
-            while self.panes.front().is_some_and(|first| first.start.saturating_add(self.length) <= end) {
-                self.panes.pop_front();
-            }
+            self.drop_closed(end, |pane| pane.end(lanes.width(), to));
             self.closed = end;
             self.due = self.panes.front().map_or(i64::MAX, |first| self.first_end(first.start));
         }
@@ -170,7 +231,7 @@ impl Panes {
     }
 
     /// Emits all open windows of entities with new events since the last call.
-    pub fn early(&mut self, lanes: &Lanes, mut emit: impl FnMut(&[u8], i64, i64, &[u64])) {
+    pub fn early(&mut self, lanes: &Lanes, to: &mut Telling<'_>, mut emit: impl FnMut(&[u8], i64, i64, &[u64])) {
         let Some(last) = self.panes.back().map(|pane| pane.start) else { return };
         let mut end = self.due;
         while end <= last.saturating_add(self.length) {
@@ -178,7 +239,12 @@ impl Panes {
             end += self.step;
         }
         for pane in &mut self.panes {
-            pane.entries.iter_mut().for_each(|entry| entry.fresh = false);
+            for at in 0..pane.entries.len() {
+                if pane.entries[at].fresh {
+                    pane.tell(at, lanes.width(), to);
+                    pane.entries[at].fresh = false;
+                }
+            }
         }
     }
 
@@ -219,16 +285,15 @@ impl Panes {
 
     pub fn for_each_piece(&self, width: usize, piece: &mut impl FnMut(&[u8], &[u64], &[u64])) {
         for pane in &self.panes {
-            for (at, entry) in pane.entries.iter().enumerate() {
-                piece(pane.key(at), &[pane.start as u64, u64::from(entry.fresh)], &pane.lanes[at * width..][..width]);
-            }
+            (0..pane.entries.len()).for_each(|at| pane.piece(at, width, piece));
         }
     }
 
-    pub fn restore_piece(&mut self, lanes: &Lanes, hash: u64, key: &[u8], words: &[u64]) {
+    pub fn restore_piece(&mut self, lanes: &Lanes, hash: u64, key: &[u8], words: &[u64], generation: u32) {
         let pane = self.pane(words[0] as i64);
         let at = pane.entry(lanes, hash, key);
         pane.entries[at].fresh = words[1] != 0;
+        pane.entries[at].changed = generation;
         pane.lanes[at * lanes.width()..][..lanes.width()].copy_from_slice(&words[HEAD..]);
     }
 }

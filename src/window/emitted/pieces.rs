@@ -9,14 +9,14 @@ use arrow::array::{
 use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType as ArrowType, Field, FieldRef, SchemaRef, UInt64Type};
 
-use crate::window::WindowError;
 use crate::window::engine::Engine;
 use crate::window::entities::decode_keys;
 use crate::window::snapshot::PIECE;
 use crate::window::task::Task;
+use crate::window::texts::Texts;
 
-/// A batch is closed at this many pieces.
-const BATCH_PIECES: usize = 1 << 17;
+/// A batch is closed at this many pieces: some milliseconds' work.
+const BATCH_PIECES: usize = 1 << 15;
 
 /// The columns of windows in a checkpoint.
 pub(in crate::window) fn fields(engine: &Engine) -> impl Iterator<Item = Field> + '_ {
@@ -37,8 +37,8 @@ pub(in crate::window) fn none(rows: usize) -> ArrayRef {
 }
 
 /// Pieces that are not yet a batch.
-#[derive(Default)]
-struct Pending {
+#[derive(Debug, Default)]
+pub(in crate::window) struct Pending {
     keys: Vec<u8>,
     key_ends: Vec<usize>,
     texts: Vec<String>,
@@ -50,35 +50,58 @@ struct Pending {
 }
 
 /// All pieces of a task, in batches of the checkpoint's schema.
-pub(in crate::window) fn take(task: &Task, schema: &SchemaRef) -> Result<Vec<RecordBatch>, WindowError> {
+pub(in crate::window) fn take(task: &Task, schema: &SchemaRef) -> Vec<RecordBatch> {
     let engine = &task.engine;
     let (mut pending, mut batches) = (Pending::default(), Vec::new());
-    task.windows.for_each_piece(engine, |table, key, words| {
-        let before = pending.texts.len();
-        for word in engine.emitted[table].text_words() {
-            if words[word] != 0 {
-                pending.texts.push(task.texts.get(words[word]).to_owned());
-                words[word] = (pending.texts.len() - before) as u64;
-            }
-        }
-        pending.text_counts.push(pending.texts.len() - before);
-        pending.keys.extend_from_slice(key);
-        pending.key_ends.push(pending.keys.len());
-        pending.tables.push(table);
-        pending.words.extend_from_slice(words);
-        pending.word_counts.push(words.len());
-        if pending.tables.len() >= BATCH_PIECES {
+    task.windows.for_each_piece(engine, |table, key, head, lanes| {
+        pending.add(engine, &task.texts, table, key, head, lanes);
+        if pending.is_full() {
             batches.push(std::mem::take(&mut pending).close(engine, schema));
         }
     });
-    if !pending.tables.is_empty() {
+    if !pending.is_empty() {
         batches.push(pending.close(engine, schema));
     }
-    batches.into_iter().collect()
+    batches
 }
 
 impl Pending {
-    fn close(self, engine: &Engine, schema: &SchemaRef) -> Result<RecordBatch, WindowError> {
+    /// Adds a piece of a table.
+    pub fn add(&mut self, engine: &Engine, texts: &Texts, table: usize, key: &[u8], head: &[u64], lanes: &[u64]) {
+        let (before, start) = (self.texts.len(), self.words.len());
+        self.words.extend_from_slice(head);
+        self.words.extend_from_slice(lanes);
+        let words = &mut self.words[start..];
+        for word in engine.emitted[table].text_words() {
+            if words[word] != 0 {
+                self.texts.push(texts.get(words[word]).to_owned());
+                words[word] = (self.texts.len() - before) as u64;
+            }
+        }
+        self.word_counts.push(words.len());
+        self.text_counts.push(self.texts.len() - before);
+        self.keys.extend_from_slice(key);
+        self.key_ends.push(self.keys.len());
+        self.tables.push(table);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.tables.is_empty()
+    }
+
+    /// True where the batch has to be closed.
+    pub fn is_full(&self) -> bool {
+        self.tables.len() >= BATCH_PIECES
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        let texts: usize = self.texts.iter().map(|text| size_of::<String>() + text.len()).sum();
+        self.keys.capacity() + texts + 8 * self.words.capacity() + 4 * size_of::<usize>() * self.tables.capacity()
+    }
+
+    /// The batch.
+    pub fn close(self, engine: &Engine, schema: &SchemaRef) -> RecordBatch {
         let rows = self.tables.len();
         let mut from = 0;
         let keys = self.key_ends.iter().map(|&end| &self.keys[std::mem::replace(&mut from, end)..end]);
@@ -106,7 +129,7 @@ impl Pending {
             let offsets = OffsetBuffer::from_lengths((0..rows).map(own));
             columns.push(Arc::new(ListArray::new(item(), offsets, Arc::new(UInt64Array::from(words)), None)));
         }
-        RecordBatch::try_new(schema.clone(), columns).map_err(|error| WindowError::Rows(error.to_string()))
+        RecordBatch::try_new(schema.clone(), columns).expect("the columns are those of the schema, of equal length")
     }
 }
 

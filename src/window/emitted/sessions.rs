@@ -5,6 +5,7 @@ use std::collections::BinaryHeap;
 
 use hashbrown::HashTable;
 
+use super::capture::{NEW, Telling};
 use crate::window::aggregate::Lanes;
 
 /// Words of a piece of state before its lanes: first event, last event, and whether it changed since the last early results.
@@ -26,7 +27,7 @@ pub(super) struct Sessions {
 }
 
 /// The open sessions of one entity.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Entity {
     hash: u64,
     key: Box<[u8]>,
@@ -34,6 +35,8 @@ struct Entity {
     sessions: Vec<Session>,
     /// Its entry in the calendar.
     scheduled: i64,
+    /// The generation in which it last changed, as `capture.rs` counts.
+    changed: u32,
 }
 
 #[derive(Debug)]
@@ -42,6 +45,28 @@ struct Session {
     last: i64,
     fresh: bool,
     lanes: Box<[u64]>,
+}
+
+impl Entity {
+    /// A number that is not in use has the empty key.
+    fn new(hash: u64, key: &[u8]) -> Self {
+        Self { hash, key: key.into(), sessions: Vec::new(), scheduled: i64::MAX, changed: NEW }
+    }
+
+    /// Calls `piece` with the key, head and lanes of each session.
+    fn pieces(&self, piece: &mut impl FnMut(&[u8], &[u64], &[u64])) {
+        for session in &self.sessions {
+            let head = [session.start as u64, session.last as u64, u64::from(session.fresh)];
+            piece(&self.key, &head, &session.lanes);
+        }
+    }
+
+    /// The sessions are about to change.
+    fn tell(&mut self, number: u32, to: &mut Telling<'_>) {
+        if !to.is_told(self.changed) && to.before_change((0, number as usize), &mut self.changed) {
+            self.pieces(&mut |key, head, lanes| to.put(key, head, lanes));
+        }
+    }
 }
 
 impl Sessions {
@@ -61,10 +86,28 @@ impl Sessions {
         self.calendar.peek().map_or(i64::MAX, |Reverse((due, _))| *due)
     }
 
-    pub fn insert(&mut self, lanes: &Lanes, hash: u64, key: &[u8], row: &[u64]) {
+    /// Number of pieces.
+    pub fn len(&self) -> usize {
+        self.sessions
+    }
+
+    /// Takes the checkpoint's walk on from the entity of a number. True at the end.
+    pub fn walk(&self, from: usize, to: &mut Telling<'_>) -> bool {
+        for (number, entity) in self.entities.iter().enumerate().skip(from) {
+            match to.visit((0, number), entity.changed) {
+                Some(true) => entity.pieces(&mut |key, head, lanes| to.put(key, head, lanes)),
+                Some(false) => (),
+                None => return false,
+            }
+        }
+        true
+    }
+
+    pub fn insert(&mut self, lanes: &Lanes, hash: u64, key: &[u8], row: &[u64], to: &mut Telling<'_>) {
         self.width = lanes.width();
         let time = row[0] as i64;
         let number = self.entity(hash, key);
+        self.entities[number as usize].tell(number, to);
         let sessions = &mut self.entities[number as usize].sessions;
         // Sessions before this one end too early for the event.
         let at = sessions.partition_point(|session| session.last.saturating_add(self.gap) <= time);
@@ -97,7 +140,7 @@ impl Sessions {
         if let Some(&number) = self.table.find(hash, |&number| *entities[number as usize].key == *key) {
             return number;
         }
-        let entity = Entity { hash, key: key.into(), sessions: Vec::new(), scheduled: i64::MAX };
+        let entity = Entity::new(hash, key);
         let number = match self.free.pop() {
             Some(number) => {
                 self.entities[number as usize] = entity;
@@ -125,7 +168,7 @@ impl Sessions {
     }
 
     /// Emits all sessions that end at `watermark` or before: key, start, end, lanes.
-    pub fn close(&mut self, watermark: i64, mut emit: impl FnMut(&[u8], i64, i64, &[u64])) {
+    pub fn close(&mut self, watermark: i64, to: &mut Telling<'_>, mut emit: impl FnMut(&[u8], i64, i64, &[u64])) {
         let mut closed: Vec<(i64, u32, Session)> = Vec::new();
         let mut ended = Vec::new();
         while let Some(&Reverse((due, number))) = self.calendar.peek()
@@ -138,6 +181,9 @@ impl Sessions {
             }
             entity.scheduled = i64::MAX;
             let count = entity.sessions.partition_point(|session| session.last.saturating_add(self.gap) <= watermark);
+            if count > 0 {
+                entity.tell(number, to);
+            }
             closed.extend(entity.sessions.drain(..count).map(|s| (s.last.saturating_add(self.gap), number, s)));
             if entity.sessions.is_empty() {
                 ended.push(number);
@@ -156,13 +202,14 @@ impl Sessions {
             if let Ok(entry) = self.table.find_entry(hash, |&other| other == number) {
                 entry.remove();
             }
-            self.entities[number as usize] = Entity::default();
+            to.before_end((0, number as usize), self.entities[number as usize].changed);
+            self.entities[number as usize] = Entity::new(0, &[]);
             self.free.push(number);
         }
     }
 
     /// Emits all open sessions with new events since the last call.
-    pub fn early(&mut self, mut emit: impl FnMut(&[u8], i64, i64, &[u64])) {
+    pub fn early(&mut self, to: &mut Telling<'_>, mut emit: impl FnMut(&[u8], i64, i64, &[u64])) {
         let fresh = |entity: &&Entity| entity.sessions.iter().any(|session| session.fresh);
         let mut entities: Vec<&Entity> = self.entities.iter().filter(fresh).collect();
         entities.sort_unstable_by(|a, b| a.key.cmp(&b.key));
@@ -171,8 +218,12 @@ impl Sessions {
                 emit(&entity.key, session.start, session.last.saturating_add(self.gap), &session.lanes);
             }
         }
-        let sessions = self.entities.iter_mut().flat_map(|entity| &mut entity.sessions);
-        sessions.for_each(|session| session.fresh = false);
+        for (number, entity) in self.entities.iter_mut().enumerate() {
+            if entity.sessions.iter().any(|session| session.fresh) {
+                entity.tell(number as u32, to);
+                entity.sessions.iter_mut().for_each(|session| session.fresh = false);
+            }
+        }
     }
 
     pub fn bytes(&self) -> usize {
@@ -189,17 +240,18 @@ impl Sessions {
     }
 
     pub fn for_each_piece(&self, piece: &mut impl FnMut(&[u8], &[u64], &[u64])) {
-        for entity in &self.entities {
-            for session in &entity.sessions {
-                let head = [session.start as u64, session.last as u64, u64::from(session.fresh)];
-                piece(&entity.key, &head, &session.lanes);
-            }
-        }
+        self.entities.iter().for_each(|entity| entity.pieces(piece));
     }
 
-    pub fn restore_piece(&mut self, hash: u64, key: &[u8], words: &[u64]) {
+    /// Puts a piece back. The pieces of an entity that are of one generation take the place of all before.
+    pub fn restore_piece(&mut self, hash: u64, key: &[u8], words: &[u64], generation: u32) {
         self.width = words.len() - HEAD;
         let number = self.entity(hash, key);
+        let entity = &mut self.entities[number as usize];
+        if std::mem::replace(&mut entity.changed, generation) != generation {
+            self.sessions -= entity.sessions.len();
+            entity.sessions.clear();
+        }
         let session = Session {
             start: words[0] as i64,
             last: words[1] as i64,

@@ -6,13 +6,13 @@ use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{Field, SchemaRef, TimestampMillisecondType, UInt64Type};
 
 use super::{
-    FORMAT, GONE, KEY_DEFINITION, KEY_FOLLOWS, KEY_FORMAT, KEY_LAYOUT, KEY_PARTITION, KEY_TASK, KEY_WINDOWS, PIECE,
-    TaskRecord, columns_schema, layout_in_words, words,
+    FORMAT, FORMAT_OF_CHANGES, GONE, KEY_DEFINITION, KEY_FOLLOWS, KEY_FORMAT, KEY_LAYOUT, KEY_PARTITION, KEY_TASK,
+    KEY_WINDOWS, PIECE, TaskRecord, columns_schema, layout_in_words, words,
 };
 use crate::window::WindowError;
 use crate::window::capture::{CLEAN, Captures, Chain};
 use crate::window::cold::{Cold, OUT};
-use crate::window::emitted::{OpenWindows, pieces};
+use crate::window::emitted::pieces;
 use crate::window::engine::Engine;
 use crate::window::entities::Keys;
 use crate::window::held::Standing;
@@ -49,9 +49,10 @@ impl Restore {
             self.check(&schema)?;
             self.schema = Some(schema);
         }
-        let before = self.task.entities.len();
+        let held = |task: &Task| task.entities.len() + task.windows.pieces();
+        let before = held(&self.task);
         restore_batch(&mut self.task, batch).map_err(corrupt)?;
-        let added = self.task.entities.len().saturating_sub(before);
+        let added = held(&self.task).saturating_sub(before);
         self.chain.add(self.follows, words(batch), added);
         if self.task.cold.is_some() {
             self.task.entities.account();
@@ -68,8 +69,9 @@ impl Restore {
             found.ok_or_else(|| corrupt(format!("its schema has no `{key}`; it is not a checkpoint of driftline")))
         };
         let format = metadata(KEY_FORMAT)?;
-        if format != FORMAT {
-            return Err(corrupt(format!("it has format {format}, this version of driftline reads format {FORMAT}")));
+        if ![FORMAT, FORMAT_OF_CHANGES].contains(&format) {
+            let reads = format!("this version of driftline reads formats {FORMAT} and {FORMAT_OF_CHANGES}");
+            return Err(corrupt(format!("it has format {format}, {reads}")));
         }
         let found = metadata(KEY_DEFINITION)?;
         if found != engine.definition {
@@ -109,7 +111,7 @@ impl Restore {
             return Err(corrupt(format!("a part that follows {follows} others stands where {expected} are before it")));
         }
         if follows != self.follows {
-            self.task.windows = OpenWindows::new(engine);
+            self.task.windows.next_checkpoint();
         }
         self.follows = follows;
         self.record = Some(record);
@@ -149,7 +151,7 @@ impl Restore {
         task.entities.account();
         task.entities.all_clean();
         task.captures = Captures::new(chain);
-        task.windows.restored(&task.engine, &task.time.sources);
+        task.windows.restored(&task.engine, &task.texts, &task.time.sources);
         Ok(task)
     }
 }

@@ -7,11 +7,14 @@ use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::TimestampMillisecondType;
 use arrow::util::display::array_value_to_string;
 use proptest::prelude::*;
+use rstest::rstest;
 
 use super::super::{Applied, ColdStore, Extent, WindowError};
+use super::emitted::{hopping, plan_of, rows_of, session, tables, windows};
 use super::properties::{Scenario, scenario};
 use super::*;
 use crate::broker::NextOffset;
+use crate::config::plan::Span;
 
 /// The batches of the checkpoints that a restore reads.
 #[derive(Debug, Default)]
@@ -111,6 +114,8 @@ struct Run<'a> {
     task: Task,
     offered: Vec<usize>,
     rows: BTreeMap<i64, Row>,
+    /// Rows of windows, by table and all that tells them apart.
+    emitted: BTreeMap<String, Row>,
     kept: Kept,
     /// The checkpoint being taken, and a whole snapshot of the instant it began.
     open: Option<(Extent, Vec<RecordBatch>, Vec<RecordBatch>)>,
@@ -121,7 +126,8 @@ impl<'a> Run<'a> {
         let engine = Engine::new(&scenario.plan).unwrap();
         let task = restored(&engine, limit, &[]);
         let offered = vec![0; scenario.logs.len()];
-        Self { scenario, limit, engine, task, offered, rows: BTreeMap::new(), kept: Kept::default(), open: None }
+        let (rows, emitted, kept) = (BTreeMap::new(), BTreeMap::new(), Kept::default());
+        Self { scenario, limit, engine, task, offered, rows, emitted, kept, open: None }
     }
 
     fn offer(&mut self, source: usize, events: usize) {
@@ -137,6 +143,16 @@ impl<'a> Run<'a> {
         for (sequence, row) in rows(&applied.rows) {
             if let Some(before) = self.rows.insert(sequence, row.clone()) {
                 assert_eq!(before, row, "a row that is computed again is the same");
+            }
+        }
+        let told = applied.emitted.iter().enumerate();
+        for (table, told) in told.filter_map(|(table, told)| Some((table, told.as_ref()?))) {
+            for row in rows_of(&told.batch) {
+                let place = ["source_offset", "name", "number", "window_start", "window_end", "final"];
+                let place = format!("{table} {:?}", place.map(|column| &row[column]));
+                if let Some(before) = self.emitted.insert(place, row.clone()) {
+                    assert_eq!(before, row, "a window that closes again is the same");
+                }
             }
         }
         applied.more
@@ -192,10 +208,14 @@ proptest! {
     /// that goes on from them tells what one tells that was never killed, however little memory it has.
     #[test]
     fn of_changes_equal_whole_ones(
-        scenario in scenario(250),
+        mut scenario in scenario(250),
+        windows in prop::option::of(tables()),
         happenings in happenings(),
         limit in prop::option::of(prop::sample::select(vec![0usize, 3000, 10_000])),
     ) {
+        // Of the last source: the first one may be a table.
+        scenario.plan.windows = windows.unwrap_or_default();
+        scenario.plan.windows.iter_mut().for_each(|windows| windows.source = scenario.logs.len() - 1);
         let mut undisturbed = Run::new(&scenario, None);
         undisturbed.finish();
         let mut run = Run::new(&scenario, limit);
@@ -209,6 +229,7 @@ proptest! {
         run.happen(&Happening::Crash);
         run.finish();
         prop_assert_eq!(run.rows, undisturbed.rows);
+        prop_assert_eq!(run.emitted, undisturbed.emitted);
     }
 }
 
@@ -251,6 +272,48 @@ fn of_a_few_changes_are_small_and_tell_whom_the_sweep_forgot() {
     let told = newest(&kept, before);
     assert_eq!(told.iter().filter(|&&newest| newest == i64::MIN + 1).count() + task.entities(), 1000);
     assert!(told.len() > 100 && task.entities() < 900, "{} told, {} left", told.len(), task.entities());
+    let restored = Task::restore(engine, 3, &kept.batches).unwrap();
+    assert_eq!(in_words(&restored.snapshot().unwrap()), in_words(&task.snapshot().unwrap()));
+}
+
+#[rstest]
+#[case::tumbling(hopping(1000, 1000), 1000)]
+#[case::hopping(hopping(1000, 100), 1000)]
+#[case::session(session(1000), 1000)]
+fn of_open_windows_are_sliced_and_hold_what_changed(#[case] span: Span, #[case] pieces: usize) {
+    let table = windows("w", Some("amount"), None, span, None);
+    let mut plan = plan_of(vec![table], 0);
+    plan.entity.keys.truncate(1);
+    plan.sources[0].key_fields.truncate(1);
+    let engine = Engine::new(&plan).unwrap();
+    let mut task = Task::new(engine.clone(), 3);
+    let mut kept = Kept::default();
+    let count = |batches: &[RecordBatch]| batches.iter().map(RecordBatch::num_rows).sum::<usize>();
+    purchases(&mut task, 0..1000, 0);
+    assert_eq!(task.begin_checkpoint().unwrap(), Extent::Whole);
+    let (mut slices, mut batches) = (0, Vec::new());
+    loop {
+        // Between two slices, some that are still to be told change, and some that are told.
+        purchases(&mut task, slices..slices + 1, 1);
+        purchases(&mut task, 999 - slices..1000 - slices, 1);
+        slices += 1;
+        let slice = task.checkpoint_slice(100).unwrap();
+        batches.extend(slice.batches);
+        if slice.last {
+            break;
+        }
+    }
+    assert!(slices >= 10, "{slices} slices of at most a hundred");
+    assert_eq!(count(&batches), pieces);
+    kept.add(Extent::Whole, batches);
+    kept.take(&mut task);
+    assert_eq!(count(&kept.batches), pieces + 2 * slices, "only those that changed");
+    let restored = Task::restore(engine.clone(), 3, &kept.batches).unwrap();
+    assert_eq!(in_words(&restored.snapshot().unwrap()), in_words(&task.snapshot().unwrap()));
+    // All close, and one opens: what is left is told as a whole.
+    purchases(&mut task, 0..1, 1_000_000);
+    kept.take(&mut task);
+    assert_eq!(count(&kept.batches), 1);
     let restored = Task::restore(engine, 3, &kept.batches).unwrap();
     assert_eq!(in_words(&restored.snapshot().unwrap()), in_words(&task.snapshot().unwrap()));
 }

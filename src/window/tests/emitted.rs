@@ -14,7 +14,13 @@ use crate::broker::NextOffset;
 use crate::config::plan::{Emit, EmittedPlan, Span};
 use crate::window::WindowError;
 
-fn windows(name: &str, of: Option<&str>, filter: Option<&str>, span: Span, early_ms: Option<i64>) -> EmittedPlan {
+pub(super) fn windows(
+    name: &str,
+    of: Option<&str>,
+    filter: Option<&str>,
+    span: Span,
+    early_ms: Option<i64>,
+) -> EmittedPlan {
     windows_of(group(name, 0, of, filter, &[window(1000, 10)]), span, early_ms)
 }
 
@@ -40,19 +46,19 @@ fn windows_of(group: GroupPlan, span: Span, early_ms: Option<i64>) -> EmittedPla
     }
 }
 
-fn hopping(length_ms: i64, step_ms: i64) -> Span {
+pub(super) fn hopping(length_ms: i64, step_ms: i64) -> Span {
     Span::Hopping { length_ms, step_ms }
 }
 
-fn session(gap_ms: i64) -> Span {
+pub(super) fn session(gap_ms: i64) -> Span {
     Span::Session { gap_ms }
 }
 
-fn plan_of(windows: Vec<EmittedPlan>, out_of_order_ms: u64) -> Plan {
+pub(super) fn plan_of(windows: Vec<EmittedPlan>, out_of_order_ms: u64) -> Plan {
     Plan { windows, ..plan(vec![source("purchases", out_of_order_ms)], Vec::new(), None) }
 }
 
-fn rows_of(batch: &RecordBatch) -> Vec<Row> {
+pub(super) fn rows_of(batch: &RecordBatch) -> Vec<Row> {
     let schema = batch.schema();
     let row = |index: usize| {
         let columns = schema.fields().iter().zip(batch.columns());
@@ -255,7 +261,8 @@ fn spans() -> impl Strategy<Value = Span> {
     ])
 }
 
-fn plans() -> impl Strategy<Value = Plan> {
+/// Tables of windows of the first source.
+pub(super) fn tables() -> impl Strategy<Value = Vec<EmittedPlan>> {
     let columns = [None, Some("amount"), Some("units"), Some("kind"), Some("due"), Some("flag")];
     let early = prop::option::of(prop::sample::select(vec![7i64, 50, 900]));
     let half_life = prop::option::weighted(0.3, prop::sample::select(vec![1i64, 40, 3000]));
@@ -263,8 +270,7 @@ fn plans() -> impl Strategy<Value = Plan> {
         [("kind", vec!["a", "none such"]), ("units", vec!["-3", "0", "1", "2"]), ("flag", vec!["true", "false"])];
     let categories = prop::option::weighted(0.5, prop::sample::select(categories.to_vec()));
     let one = (prop::sample::select(columns.to_vec()), any::<bool>(), spans(), early, half_life, categories);
-    let tables = prop::collection::vec(one, 1..4);
-    (tables, prop_oneof![Just(0u64), 1u64..200, Just(3000)]).prop_map(|(tables, bound)| {
+    prop::collection::vec(one, 1..4).prop_map(|tables| {
         let tables = tables.into_iter().enumerate().map(|(at, (of, filter, span, early, half_life, categories))| {
             let group = group(&format!("w{at}"), 0, of, filter.then_some("units > 2"), &[window(1000, 10)]);
             let group = match half_life {
@@ -277,8 +283,13 @@ fn plans() -> impl Strategy<Value = Plan> {
             };
             windows_of(group, span, early)
         });
-        plan_of(tables.collect(), bound)
+        tables.collect()
     })
+}
+
+fn plans() -> impl Strategy<Value = Plan> {
+    let bound = prop_oneof![Just(0u64), 1u64..200, Just(3000)];
+    (tables(), bound).prop_map(|(tables, bound)| plan_of(tables, bound))
 }
 
 proptest! {
