@@ -142,7 +142,8 @@ pub struct OfflineSpec {
 #[serde(deny_unknown_fields)]
 pub struct StateSpec {
     /// So much of it a process holds in memory (`2GiB`); the states of entities that had no event for the longest time go to
-    /// disk and come back with their next event. Absent or empty: no limit. Keys and about 100 bytes an entity stay in memory.
+    /// disk and come back with their next event; of an entity with many events those in the middle of its exact windows. Absent or
+    /// empty: no limit. Keys and about 100 bytes an entity stay in memory.
     pub memory: Option<String>,
     /// Folder for states that are not in memory, on a local disk. Nothing in it outlives the process.
     #[serde(default = "defaults::state_path")]
@@ -360,7 +361,8 @@ pub struct GroupSpec {
     /// Steps in which a window's tail moves, by window: `{ "90d" = "1d" }`. Default: about a fiftieth of the window.
     #[serde(default)]
     pub tile: IndexMap<String, String>,
-    /// The windows' tails move with every millisecond. Keeps all events of the longest window in memory.
+    /// The windows' tails move with every millisecond. Keeps all events of the longest window, with
+    /// `state.memory` mostly on disk.
     #[serde(default)]
     pub exact: bool,
 }

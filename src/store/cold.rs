@@ -13,7 +13,7 @@ use redb::{Builder, Database, ReadableDatabase as _, StorageBackend, TableDefini
 use super::OfflineError;
 use crate::window::ColdStore;
 
-const STATES: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("states");
+const STATES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("states");
 
 /// Memory of a store's cache, in bytes: pages between two writes.
 const CACHE: usize = 4 << 20;
@@ -67,7 +67,7 @@ impl DiskStates {
 }
 
 impl ColdStore for DiskStates {
-    fn put(&mut self, states: &[(u32, Vec<u8>)]) -> Result<(), String> {
+    fn put(&mut self, states: &[(u64, Vec<u8>)]) -> Result<(), String> {
         let put = || -> Result<(), redb::Error> {
             let transaction = self.database.begin_write()?;
             {
@@ -81,13 +81,27 @@ impl ColdStore for DiskStates {
         put().map_err(|error| self.failed(error))
     }
 
-    fn get(&self, number: u32) -> Result<Vec<u8>, String> {
+    fn get(&self, number: u64) -> Result<Vec<u8>, String> {
         let get = || -> Result<Option<Vec<u8>>, redb::Error> {
             let table = self.database.begin_read()?.open_table(STATES)?;
             Ok(table.get(number)?.map(|state| state.value().to_vec()))
         };
         let found = get().map_err(|error| self.failed(error))?;
         found.ok_or_else(|| format!("{}: a state is missing; start again", self.folder.display()))
+    }
+
+    fn remove(&mut self, numbers: &[u64]) -> Result<(), String> {
+        let remove = || -> Result<(), redb::Error> {
+            let transaction = self.database.begin_write()?;
+            {
+                let mut table = transaction.open_table(STATES)?;
+                for number in numbers {
+                    table.remove(number)?;
+                }
+            }
+            Ok(transaction.commit()?)
+        };
+        remove().map_err(|error| self.failed(error))
     }
 
     fn disk_bytes(&self) -> u64 {
@@ -136,7 +150,7 @@ mod tests {
         std::fs::write(folder.path().join("somebody's.toml"), "x").unwrap();
         let mut one = DiskStates::open(folder.path(), "shop-0").unwrap();
         let mut other = DiskStates::open(folder.path(), "shop-1").unwrap();
-        let states = |range: std::ops::Range<u32>, salt: u8| -> Vec<(u32, Vec<u8>)> {
+        let states = |range: std::ops::Range<u64>, salt: u8| -> Vec<(u64, Vec<u8>)> {
             range.map(|number| (number, vec![salt; number as usize])).collect()
         };
         one.put(&states(0..3000, 1)).unwrap();
@@ -155,6 +169,14 @@ mod tests {
             assert_eq!(one.get(number).unwrap(), vec![salt; number as usize]);
         }
         assert_eq!(other.get(5).unwrap(), [3; 5]);
+        // What is removed makes room for others.
+        let removed: Vec<u64> = (1000..3000).collect();
+        one.remove(&removed).unwrap();
+        let full = one.disk_bytes();
+        one.put(&states(3000..4500, 4)).unwrap();
+        assert!(one.disk_bytes() <= full + full / 4, "{} after {full}", one.disk_bytes());
+        assert!(one.get(1000).is_err() && one.get(999).is_ok());
+        one.remove(&[1000, 7777]).expect("what is not there is not there");
         assert!(other.get(6).unwrap_err().contains(&*folder.path().to_string_lossy()));
         let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["somebody's.toml"]);

@@ -19,7 +19,7 @@ use super::cold::{Cold, GENERATION, OUT};
 use super::emitted::OpenWindows;
 use super::engine::Engine;
 use super::entities::{Entities, Entity, EntityId, Keys, Visit};
-use super::snapshot::{Encoder, Packed, words};
+use super::snapshot::{Encoder, words};
 use super::state::State;
 use super::texts::Texts;
 
@@ -142,12 +142,19 @@ impl Captures {
 
     /// An entity that is unchanged so far is about to change.
     #[cold]
-    pub fn before_change(&mut self, engine: &Engine, entities: &mut Entities, texts: &Texts, id: EntityId) {
+    pub fn before_change(
+        &mut self,
+        engine: &Engine,
+        entities: &mut Entities,
+        texts: &Texts,
+        cold: Option<&mut Cold>,
+        id: EntityId,
+    ) {
         if entities.get(id).changed == self.generation {
             return;
         }
         if let Some(running) = self.running.as_mut().filter(|r| r.awaits(id, entities.get(id), self.generation)) {
-            running.encode(engine, entities.key(id), entities.get(id), entities.states(id), texts);
+            running.encode(engine, entities.key(id), entities.get(id), entities.states(id), texts, cold);
         }
         entities.get_mut(id).changed = self.generation;
         self.changed.push(id);
@@ -157,9 +164,9 @@ impl Captures {
     pub fn before_sweep(&mut self, engine: &Engine, visit: &mut Visit<'_>, texts: &Texts, cold: Option<&mut Cold>) {
         let Visit { id, key, entity, states } = visit;
         if let Some(running) = self.running.as_mut().filter(|r| r.awaits(*id, entity, self.generation)) {
-            match cold.filter(|_| entity.changed & OUT != 0) {
-                Some(cold) => running.encode_packed(engine, key, entity, cold.read(engine, *id)),
-                None => running.encode(engine, key, entity, states, texts),
+            match cold {
+                Some(cold) if entity.changed & OUT != 0 => running.encode_out(engine, key, entity, cold, *id),
+                cold => running.encode(engine, key, entity, states, texts, cold),
             }
             entity.changed = entity.changed & !GENERATION | DONE;
         }
@@ -250,10 +257,10 @@ impl Captures {
             if entities.is_used(id) {
                 let (entity, key) = (entities.get(id), entities.key(id));
                 let awaited = running.awaits(id, entity, self.generation);
-                match cold.as_mut().filter(|_| entity.changed & OUT != 0) {
+                match cold.as_mut() {
                     _ if !awaited => (),
-                    Some(cold) => running.encode_packed(engine, key, entity, cold.read(engine, id)),
-                    None => running.encode(engine, key, entity, entities.states(id), texts),
+                    Some(cold) if entity.changed & OUT != 0 => running.encode_out(engine, key, entity, cold, id),
+                    cold => running.encode(engine, key, entity, entities.states(id), texts, cold),
                 }
                 let changed = &mut entities.get_mut(id).changed;
                 if awaited || *changed & GENERATION == DONE {
@@ -305,13 +312,28 @@ impl Running {
         }
     }
 
-    fn encode(&mut self, engine: &Engine, key: &[u8], entity: &Entity, states: &[State], texts: &Texts) {
-        self.words += self.encoder.add(engine, key, entity.newest, states, texts);
+    fn encode(
+        &mut self,
+        engine: &Engine,
+        key: &[u8],
+        entity: &Entity,
+        states: &[State],
+        texts: &Texts,
+        cold: Option<&mut Cold>,
+    ) {
+        self.words += match cold.filter(|_| states.iter().any(State::is_spilled)) {
+            Some(cold) => {
+                let packed = cold.pack(engine, states, texts);
+                self.encoder.add_packed(key, entity.newest, cold.or_nothing(engine, packed))
+            }
+            None => self.encoder.add(engine, key, entity.newest, states, texts),
+        };
         self.close_if_full(engine);
     }
 
-    fn encode_packed(&mut self, engine: &Engine, key: &[u8], entity: &Entity, packed: Packed) {
-        self.words += self.encoder.add_packed(key, entity.newest, packed);
+    fn encode_out(&mut self, engine: &Engine, key: &[u8], entity: &Entity, cold: &mut Cold, id: EntityId) {
+        let packed = cold.get(engine, id);
+        self.words += self.encoder.add_packed(key, entity.newest, cold.or_nothing(engine, packed));
         self.close_if_full(engine);
     }
 

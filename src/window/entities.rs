@@ -297,14 +297,13 @@ impl Entities {
         }
     }
 
-    /// Forgets the entity with this key, if there is one. Says whether its states were out.
-    pub fn remove(&mut self, key: &[u8]) -> bool {
+    /// Forgets the entity with this key. Its number, if there was one, and whether its states were out.
+    pub fn remove(&mut self, key: &[u8]) -> Option<(EntityId, bool)> {
         let (arena, entities) = (&self.arena, &self.entities);
-        let found = self.table.find(hash(key), |&id| key_at(arena, entities[id as usize].key) == key);
-        let Some(&id) = found else { return false };
+        let id = *self.table.find(hash(key), |&id| key_at(arena, entities[id as usize].key) == key)?;
         self.states[id as usize * self.sources..][..self.sources].fill_with(State::default);
         self.forget(id);
-        self.entities[id as usize].changed & OUT != 0
+        Some((id, self.entities[id as usize].changed & OUT != 0))
     }
 
     /// True where any state of the entity has anything in memory.

@@ -49,6 +49,16 @@ impl Tail {
         self.valid && cut < self.edge
     }
 
+    /// The instant at which a window from `cut` on, of events up to `newest`, is cut in two anew, where it has to be. `running`
+    /// is its newer part.
+    pub fn next_middle(&self, cut: i64, newest: i64, running: &[u64]) -> Option<i64> {
+        (!self.holds(cut, running)).then(|| middle(cut, newest))
+    }
+
+    fn holds(&self, cut: i64, running: &[u64]) -> bool {
+        self.valid && (cut < self.middle || cut < running[1] as i64)
+    }
+
     /// Learns of a new event at `time`.
     #[inline]
     pub fn disturb(&mut self, time: i64) {
@@ -60,7 +70,7 @@ impl Tail {
     /// Lets the window begin at `cut`, which is not before `edge`. `running` is its newer part.
     #[inline]
     pub fn follow(&mut self, layout: &Layout, raw: Raw<'_>, cut: i64, running: &mut [u64]) {
-        if self.valid && (cut < self.middle || cut < running[1] as i64) {
+        if self.holds(cut, running) {
             while self.items.len() >= layout.window && self.top(layout)[0] as i64 <= cut {
                 self.drop_oldest(layout, raw, cut);
             }
@@ -88,8 +98,8 @@ impl Tail {
         self.edge = last;
         if last > cut {
             // The chunk is as it was when it was added: what changes it comes into the middle.
-            let chunk = &raw.chunks[raw.chunks.partition_point(|chunk| chunk.last(layout.row) < last)];
-            let (old, new) = chunk.rows.split_at(layout.row * count_up_to(&chunk.rows, layout.row, cut));
+            let chunk = &raw.chunks[raw.chunks.partition_point(|chunk| chunk.last() < last)];
+            let (old, new) = chunk.rows().split_at(layout.row * count_up_to(chunk.rows(), layout.row, cut));
             self.edge = old[old.len() - layout.row] as i64;
             new.chunks_exact(layout.row).rev().for_each(|row| self.add_row(layout, row));
         }
@@ -98,7 +108,7 @@ impl Tail {
     fn build(&mut self, layout: &Layout, raw: Raw<'_>, cut: i64, running: &mut [u64]) {
         self.valid = true;
         self.items.clear();
-        self.middle = cut.saturating_add((raw.newest.saturating_sub(cut) / 2).max(0));
+        self.middle = middle(cut, raw.newest);
         let mut rows = Cursor::up_to(raw.rows, layout.row, i64::MAX);
         let mut chunks = ChunkCursor::up_to(raw.chunks, layout.row, i64::MAX);
         let (head, sum) = running.split_at_mut(WINDOW_HEAD);
@@ -116,7 +126,7 @@ impl Tail {
             match row {
                 Some(Piece::Row(row)) => self.add_row(layout, row),
                 Some(Piece::Chunk(chunk)) => {
-                    let lanes = self.add_item(layout, chunk.first(), chunk.last(layout.row));
+                    let lanes = self.add_item(layout, chunk.first(), chunk.last());
                     layout.lanes.unite(lanes, &chunk.lanes);
                 }
                 None => break,
@@ -144,4 +154,9 @@ impl Tail {
         (item[0], item[1]) = (first as u64, last as u64);
         &mut item[WINDOW_HEAD..]
     }
+}
+
+/// Where a window from `cut` to `newest` is cut in two.
+pub(super) fn middle(cut: i64, newest: i64) -> i64 {
+    cut.saturating_add((newest.saturating_sub(cut) / 2).max(0))
 }

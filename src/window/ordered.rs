@@ -1,12 +1,22 @@
 //! Collections of events in the order of event time: flat items whose first word is a time, and chunks of them.
 
+use std::sync::Arc;
+
 use super::aggregate::Lanes;
+use super::cold::Block;
 
 /// A run of single events, ascending by time, and their aggregate.
 #[derive(Debug)]
 pub(super) struct Chunk {
-    pub rows: Vec<u64>,
+    /// Nothing while they are on disk alone.
+    rows: Vec<u64>,
     pub lanes: Box<[u64]>,
+    first: i64,
+    last: i64,
+    /// Where they are on disk, as they are.
+    block: Option<Arc<Block>>,
+    /// They came, or came back, since [`Chunk::rest`] was last called.
+    used: bool,
 }
 
 impl Chunk {
@@ -14,15 +24,76 @@ impl Chunk {
         let mut sum = vec![0; lanes.width()].into_boxed_slice();
         lanes.clear(&mut sum);
         rows.chunks_exact(width).for_each(|row| lanes.add_later(&mut sum, row));
-        Self { rows, lanes: sum }
+        let (first, last) = (rows[0] as i64, rows[rows.len() - width] as i64);
+        Self { rows, lanes: sum, first, last, block: None, used: true }
+    }
+
+    /// Of events that are on disk.
+    pub fn on_disk(first: i64, last: i64, lanes: Box<[u64]>, block: Arc<Block>) -> Self {
+        Self { rows: Vec::new(), lanes, first, last, block: Some(block), used: false }
     }
 
     pub fn first(&self) -> i64 {
-        self.rows[0] as i64
+        self.first
     }
 
-    pub fn last(&self, width: usize) -> i64 {
-        self.rows[self.rows.len() - width] as i64
+    pub fn last(&self) -> i64 {
+        self.last
+    }
+
+    /// The events, which are in memory.
+    pub fn rows(&self) -> &[u64] {
+        assert!(!self.is_out(), "events are brought back before they are read: see State::missing");
+        &self.rows
+    }
+
+    /// The events, where they are in memory, to give texts other numbers; else nothing.
+    pub fn rows_to_renumber(&mut self) -> &mut [u64] {
+        &mut self.rows
+    }
+
+    /// The events; nothing where they are not in memory.
+    pub fn into_rows(self) -> Vec<u64> {
+        self.rows
+    }
+
+    /// Inserts an event at or before the last one.
+    pub fn insert(&mut self, lanes: &Lanes, width: usize, row: &[u64]) {
+        assert!(!self.is_out(), "events are brought back before they change: see State::missing_at");
+        insert_sorted(&mut self.rows, width, row);
+        lanes.add_later(&mut self.lanes, row);
+        self.first = self.rows[0] as i64;
+        (self.block, self.used) = (None, true);
+    }
+
+    /// True where the events are on disk alone.
+    pub fn is_out(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Where the events are on disk, as they are.
+    pub fn block(&self) -> Option<&Arc<Block>> {
+        self.block.as_ref()
+    }
+
+    /// Whether the events were of use since the last call.
+    pub fn rest(&mut self) -> bool {
+        std::mem::take(&mut self.used)
+    }
+
+    /// Drops the events, which are in this block.
+    pub fn put_out(&mut self, block: Arc<Block>) {
+        self.block = Some(block);
+        self.rows = Vec::new();
+    }
+
+    /// Takes back the events of its block.
+    pub fn bring_back(&mut self, rows: Vec<u64>) {
+        (self.rows, self.used) = (rows, true);
+    }
+
+    pub fn bytes(&self) -> usize {
+        8 * (self.rows.capacity() + self.lanes.len())
     }
 }
 
@@ -79,8 +150,8 @@ pub(super) struct ChunkCursor<'a> {
 
 impl<'a> ChunkCursor<'a> {
     pub fn up_to(chunks: &'a [Chunk], width: usize, as_of: i64) -> Self {
-        let whole = chunks.partition_point(|chunk| chunk.last(width) <= as_of);
-        let open = chunks.get(whole).map_or(&[][..], |chunk| &chunk.rows);
+        let whole = chunks.partition_point(|chunk| chunk.last <= as_of);
+        let open = chunks.get(whole).filter(|chunk| chunk.first <= as_of).map_or(&[][..], Chunk::rows);
         Self { chunks: &chunks[..whole], open: Cursor::up_to(open, width, as_of) }
     }
 
@@ -90,14 +161,14 @@ impl<'a> ChunkCursor<'a> {
             return Some(Piece::Row(row));
         }
         let (last, before) = self.chunks.split_last()?;
-        if !self.open.items.is_empty() || last.last(self.open.width) <= cut {
+        if !self.open.items.is_empty() || last.last <= cut {
             return None;
         }
         self.chunks = before;
         if last.first() > cut {
             return Some(Piece::Chunk(last));
         }
-        self.open = Cursor { items: &last.rows, width: self.open.width };
+        self.open = Cursor { items: last.rows(), width: self.open.width };
         self.open.after(cut).map(Piece::Row)
     }
 
@@ -119,17 +190,22 @@ impl<'a> ChunkCursor<'a> {
 
     /// Time of the next event, `i64::MIN` for none.
     pub fn peek(&self) -> i64 {
-        self.open.peek().max(self.chunks.last().map_or(i64::MIN, |chunk| chunk.last(self.open.width)))
+        self.open.peek().max(self.chunks.last().map_or(i64::MIN, Chunk::last))
     }
 }
 
-/// Rows of chunks, one slice a chunk.
+/// Rows of chunks, one slice a chunk; nothing for those that are not in memory.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ChunkRows<'a>(pub &'a [Chunk]);
 
 impl<'a> ChunkRows<'a> {
     pub fn iter(&self) -> impl Iterator<Item = &'a [u64]> + use<'a> {
         self.0.iter().map(|chunk| &chunk.rows[..])
+    }
+
+    /// Those that are not in memory.
+    pub fn out(&self) -> impl Iterator<Item = &'a Chunk> + use<'a> {
+        self.0.iter().filter(|chunk| chunk.is_out())
     }
 }
 

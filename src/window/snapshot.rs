@@ -39,13 +39,14 @@ use arrow::datatypes::{DataType as ArrowType, Field, Schema, SchemaRef};
 use serde::{Deserialize, Serialize};
 
 pub(super) use self::encode::Encoder;
-pub(super) use self::packed::Packed;
+pub(super) use self::packed::{Packed, PackedRows};
 pub(super) use self::restore::Restore;
 use super::WindowError;
 use super::channels::Channels;
 use super::cold::OUT;
 use super::emitted::pieces;
 use super::engine::{Engine, Source, Value};
+use super::state::State;
 use super::task::Task;
 use crate::broker::NextOffset;
 use crate::config::plan::DataType;
@@ -118,12 +119,17 @@ pub(super) fn take(task: &Task) -> Result<Vec<RecordBatch>, WindowError> {
     let mut encoder = Encoder::new(schema.clone(), task.engine.sources());
     for id in task.entities.ids() {
         let (key, newest) = (task.entities.key(id), task.entities.get(id).newest);
-        match &task.cold {
-            Some(cold) if task.entities.get(id).changed & OUT != 0 => {
-                let packed = cold.get(&task.engine, id).map_err(|reason| WindowError::Cold { reason })?;
-                encoder.add_packed(key, newest, packed)
+        let states = task.entities.states(id);
+        let packed = match &task.cold {
+            Some(cold) if task.entities.get(id).changed & OUT != 0 => cold.get(&task.engine, id).map(Some),
+            Some(cold) if states.iter().any(State::is_spilled) => {
+                cold.pack(&task.engine, states, &task.texts).map(Some)
             }
-            _ => encoder.add(&task.engine, key, newest, task.entities.states(id), &task.texts),
+            _ => Ok(None),
+        };
+        match packed.map_err(|reason| WindowError::Cold { reason })? {
+            Some(packed) => encoder.add_packed(key, newest, packed),
+            None => encoder.add(&task.engine, key, newest, states, &task.texts),
         };
         if encoder.is_full() {
             batches.push(encoder.close(&task.engine));

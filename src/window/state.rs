@@ -20,8 +20,11 @@
 //! Of two events at the same time, the one inserted later counts as the newer. Rows and chunks keep such events in order;
 //! chunks are cut between different times; and what is in a tile was inserted before any row of the same time.
 
+use std::sync::Arc;
+
 use super::aggregate::Lanes;
-use super::exact::{Raw, Tail};
+use super::cold::Block;
+use super::exact::{self, Raw, Tail};
 use super::ordered::{Chunk, ChunkCursor, ChunkRows, Cursor, count_up_to, insert_sorted, visit};
 use super::tile::{Limits, Windows};
 
@@ -87,6 +90,8 @@ struct Dense {
     newest: i64,
     /// Time of the newest event that was merged into a tile.
     merged: i64,
+    /// Some chunks may not be in memory.
+    spilled: bool,
     /// Merges when there are this many rows.
     merge_at: usize,
     /// An event came since the last sweep.
@@ -153,8 +158,12 @@ impl Layout {
     /// Bytes of an event that is kept for exact windows, where there are many: its row, its part of a chunk's aggregate, and
     /// for each exact window its part of a stack, which holds every chunk of half a window and the events of one.
     pub fn single_event_bytes(&self) -> usize {
-        8 * self.row
-            + (8 * self.lanes.width() + size_of::<Chunk>()).div_ceil(CHUNK_ROWS)
+        8 * self.row + self.spilled_event_bytes()
+    }
+
+    /// Bytes in memory of an event that is on disk.
+    pub fn spilled_event_bytes(&self) -> usize {
+        (8 * self.lanes.width() + size_of::<Chunk>()).div_ceil(CHUNK_ROWS)
             + self.windows.exact().len() * (8 * self.window).div_ceil(2 * CHUNK_ROWS)
     }
 }
@@ -318,7 +327,7 @@ impl State {
             .dense
             .get_or_insert_with(|| Box::new(Dense { newest, merged: i64::MIN, active: true, ..Dense::default() }));
         let mut changed = dense.coarsen(layout, &horizon.limits);
-        dense.dissolve_chunks(layout, horizon.merge, &mut self.rows);
+        changed |= dense.dissolve_chunks(layout, horizon.merge, &mut self.rows);
         changed |= dense.merge_rows(layout, horizon, &mut self.rows);
         dense.seal_chunks(layout, horizon.merge, &mut self.rows);
         let kept = self.rows.len() / layout.row;
@@ -408,6 +417,86 @@ impl State {
         Self { rows, dense }
     }
 
+    /// With these chunks, between whose times no other single event is. `merged` is that of [`State::from_parts`].
+    pub fn with_chunks(mut self, layout: &Layout, merged: i64, chunks: Vec<Chunk>) -> Self {
+        let Some(last) = chunks.last().map(Chunk::last) else { return self };
+        let newest = self.newest(layout).max(last);
+        let dense = self.dense.get_or_insert_with(|| {
+            Box::new(Dense { merged, merge_at: layout.few_rows, active: true, ..Dense::default() })
+        });
+        // What was cut into chunks is none between these.
+        let rows: Vec<u64> = dense.chunks.drain(..).flat_map(Chunk::into_rows).collect();
+        rows.chunks_exact(layout.row).for_each(|row| insert_sorted(&mut self.rows, layout.row, row));
+        (dense.chunks, dense.newest, dense.spilled) = (chunks, newest, true);
+        dense.merge_at = (self.rows.len() / layout.row + 1).max(layout.few_rows);
+        self
+    }
+
+    /// True where some events may be on disk alone.
+    #[inline]
+    pub fn is_spilled(&self) -> bool {
+        self.dense.as_ref().is_some_and(|dense| dense.spilled)
+    }
+
+    /// Chunks that have to be in memory for [`State::windows`], which begin at `cuts`, as of `as_of`.
+    pub fn missing(&self, layout: &Layout, as_of: i64, cuts: &[i64]) -> Vec<usize> {
+        let Some(dense) = self.dense.as_deref().filter(|dense| dense.spilled) else { return Vec::new() };
+        let middles = layout.windows.exact().iter().enumerate().filter_map(|(at, &window)| {
+            let middle = || Some(exact::middle(cuts[window], dense.newest));
+            let running = dense.running.chunks_exact(layout.window).nth(window);
+            dense
+                .tails
+                .get(at)
+                .zip(running)
+                .map_or_else(middle, |(tail, running)| tail.next_middle(cuts[window], dense.newest, running))
+        });
+        let instants = cuts.iter().copied().chain(middles).chain([as_of]);
+        let mut missing: Vec<usize> = instants.filter_map(|instant| dense.is_cut_at(instant)).collect();
+        missing.sort_unstable();
+        missing.dedup();
+        missing
+    }
+
+    /// The chunk that has to be in memory before an event at `time` is inserted.
+    pub fn missing_at(&self, time: i64) -> Option<usize> {
+        let dense = self.dense.as_deref().filter(|dense| dense.spilled)?;
+        let at = dense.chunks.partition_point(|chunk| chunk.last() < time);
+        if at == 0 && dense.chunks.first().is_some_and(|first| time < first.first()) {
+            return None;
+        }
+        dense.chunks.get(at).is_some_and(Chunk::is_out).then_some(at)
+    }
+
+    /// The first chunk that has to be in memory for [`State::merge`], and up to when can be merged without those after it.
+    pub fn missing_to_merge(&self, layout: &Layout, horizon: &Horizon) -> Option<(usize, i64)> {
+        let dense = self.dense.as_deref().filter(|dense| dense.spilled)?;
+        let mut old = dense.chunks.iter().enumerate().take_while(|(_, chunk)| chunk.last() <= horizon.merge);
+        let needed = |chunk: &Chunk| layout.windows.lifetime || chunk.last() > horizon.limits.oldest;
+        old.find(|(_, chunk)| chunk.is_out() && needed(chunk)).map(|(at, chunk)| (at, chunk.last()))
+    }
+
+    /// The chunks, to move them to disk and back. Whoever does so counts their bytes with [`State::account`].
+    pub fn chunks(&mut self) -> &mut [Chunk] {
+        match &mut self.dense {
+            Some(dense) => {
+                dense.spilled |= !dense.chunks.is_empty();
+                &mut dense.chunks
+            }
+            None => &mut [],
+        }
+    }
+
+    /// Where its chunks are on disk, in their order.
+    pub fn blocks(&self) -> Vec<Arc<Block>> {
+        let chunks = self.dense.iter().flat_map(|dense| &dense.chunks);
+        chunks.filter_map(|chunk| chunk.block().cloned()).collect()
+    }
+
+    /// True where there are chunks.
+    pub fn has_chunks(&self) -> bool {
+        self.dense.as_ref().is_some_and(|dense| !dense.chunks.is_empty())
+    }
+
     /// Calls `change` with these words of every row and these lanes of every aggregate.
     pub fn for_each_word(
         &mut self,
@@ -420,7 +509,7 @@ impl State {
         visit(&mut self.rows, layout.row, 0, words, &mut change);
         let Some(dense) = &mut self.dense else { return };
         for chunk in &mut dense.chunks {
-            visit(&mut chunk.rows, layout.row, 0, words, &mut change);
+            visit(chunk.rows_to_renumber(), layout.row, 0, words, &mut change);
             visit(&mut chunk.lanes, width, 0, lanes, &mut change);
         }
         visit(&mut dense.tiles, layout.tile, 1, lanes, &mut change);
@@ -446,6 +535,12 @@ impl Dense {
             }
         }
         self.tails.iter_mut().for_each(|tail| tail.disturb(time));
+    }
+
+    /// The chunk that is not in memory and has events up to an instant and after it.
+    fn is_cut_at(&self, instant: i64) -> Option<usize> {
+        let at = self.chunks.partition_point(|chunk| chunk.last() <= instant);
+        self.chunks.get(at).is_some_and(|chunk| chunk.is_out() && chunk.first() <= instant).then_some(at)
     }
 
     fn cursors<'a>(&'a self, layout: &'a Layout, as_of: i64) -> (&'a Self, ChunkCursor<'a>, Cursor<'a>) {
@@ -486,16 +581,19 @@ impl Dense {
         changed
     }
 
-    /// Moves chunks without any event after `merge` back to the rows.
-    fn dissolve_chunks(&mut self, layout: &Layout, merge: i64, rows: &mut Vec<u64>) {
-        let old = self.chunks.iter().take_while(|chunk| chunk.last(layout.row) <= merge).count();
+    /// Moves chunks without any event after `merge` back to the rows. Those that are not in memory are forgotten: no window
+    /// reaches their events (see [`State::missing_to_merge`]). Says whether there were any of these.
+    fn dissolve_chunks(&mut self, layout: &Layout, merge: i64, rows: &mut Vec<u64>) -> bool {
+        let old = self.chunks.iter().take_while(|chunk| chunk.last() <= merge).count();
         if old == 0 {
-            return;
+            return false;
         }
+        let forgets = self.chunks[..old].iter().any(Chunk::is_out);
         let first = self.chunks[0].first();
         let at = layout.row * count_up_to(rows, layout.row, first.saturating_sub(1));
-        let dissolved = self.chunks.drain(..old).flat_map(|chunk| chunk.rows);
+        let dissolved = self.chunks.drain(..old).flat_map(Chunk::into_rows);
         rows.splice(at..at, dissolved);
+        forgets
     }
 
     /// Unites rows into tiles where that saves memory, and with the tiles that are there. Says whether there were any.
@@ -555,7 +653,7 @@ impl Dense {
     fn seal_chunks(&mut self, layout: &Layout, merge: i64, rows: &mut Vec<u64>) {
         let width = layout.row;
         let size = CHUNK_ROWS << (self.chunks.len() / CHUNK_ROWS).min(3);
-        let sealed_to = self.chunks.last().map_or(i64::MIN, |chunk| chunk.last(width));
+        let sealed_to = self.chunks.last().map_or(i64::MIN, |chunk| chunk.last());
         let start = count_up_to(rows, width, merge.max(sealed_to));
         let mut at = start;
         while rows.len() / width - at >= 2 * size {
@@ -574,29 +672,29 @@ impl Dense {
     /// Inserts an event that lies among the chunks.
     fn insert_in_chunk(&mut self, layout: &Layout, row: &[u64]) -> bool {
         let time = row[0] as i64;
-        let beyond = |chunk: &Chunk| chunk.last(layout.row) < time;
+        let beyond = |chunk: &Chunk| chunk.last() < time;
         if self.chunks.last().is_none_or(beyond) || time < self.chunks[0].first() {
             return false;
         }
         let index = self.chunks.partition_point(beyond);
         let chunk = &mut self.chunks[index];
-        insert_sorted(&mut chunk.rows, layout.row, row);
-        layout.lanes.add_later(&mut chunk.lanes, row);
-        let rows = chunk.rows.len() / layout.row;
+        chunk.insert(&layout.lanes, layout.row, row);
+        let rows = chunk.rows().len() / layout.row;
         if rows >= 16 * CHUNK_ROWS {
-            let time = chunk.rows[rows / 2 * layout.row] as i64;
-            let half = layout.row * count_up_to(&chunk.rows, layout.row, time);
-            if half < chunk.rows.len() {
-                let upper = Chunk::new(&layout.lanes, layout.row, chunk.rows.split_off(half));
-                *chunk = Chunk::new(&layout.lanes, layout.row, std::mem::take(&mut chunk.rows));
-                self.chunks.insert(index + 1, upper);
+            let time = chunk.rows()[rows / 2 * layout.row] as i64;
+            let half = layout.row * count_up_to(chunk.rows(), layout.row, time);
+            if half < chunk.rows().len() {
+                let (lower, upper) = chunk.rows().split_at(half);
+                let (lower, upper) = (lower.to_vec(), upper.to_vec());
+                *chunk = Chunk::new(&layout.lanes, layout.row, lower);
+                self.chunks.insert(index + 1, Chunk::new(&layout.lanes, layout.row, upper));
             }
         }
         true
     }
 
     fn count_bytes(&self) -> usize {
-        let chunks: usize = self.chunks.iter().map(|chunk| 8 * (chunk.rows.capacity() + chunk.lanes.len())).sum();
+        let chunks: usize = self.chunks.iter().map(Chunk::bytes).sum();
         let tails: usize = self.tails.iter().map(|tail| size_of::<Tail>() + 8 * tail.items.capacity()).sum();
         let chunks = chunks + tails;
         let words = self.tiles.capacity() + self.beyond.capacity() + self.running.capacity();

@@ -325,7 +325,7 @@ impl Task {
                 if let Some(cold) = &mut self.cold {
                     cold.awake(engine, &mut self.entities, &mut self.texts, entity);
                 }
-                self.captures.before_change(engine, &mut self.entities, &self.texts, entity);
+                self.captures.before_change(engine, &mut self.entities, &self.texts, self.cold.as_mut(), entity);
             }
             let known = self.entities.get_mut(entity);
             known.newest = known.newest.max(time);
@@ -339,8 +339,16 @@ impl Task {
                         state.forget_deletion(layout, time, deletions);
                     }
                 }
+                if let Some(cold) = &mut self.cold
+                    && let Some(chunk) = state.missing_at(time)
+                {
+                    cold.bring_back(source, &mut self.texts, state, &[chunk]);
+                }
                 if state.insert(layout, words) {
                     self.output.horizon.set(layout, &self.time, engine.on, index, newest);
+                    if let Some(cold) = &mut self.cold {
+                        cold.merge(source, &mut self.texts, state, &self.output.horizon);
+                    }
                     state.merge(layout, &self.output.horizon);
                     state.account();
                 }
@@ -363,7 +371,8 @@ impl Task {
                 let watermark = if engine.event_time { Some(time) } else { self.time.watermark };
                 let origin = Origin { entity, source: index, offset, sequence, event_time: time, watermark };
                 let Output { rows, empty, reader, .. } = &mut self.output;
-                reader.read(engine, &mut self.entities, as_of, rows, origin, empty);
+                let states = States::new(&mut self.entities, &mut self.texts, &mut self.cold);
+                reader.read(engine, states, as_of, rows, origin, empty);
                 let later = &self.entities.states(entity)[index + 1..];
                 let complete = time == newest
                     && later
@@ -396,7 +405,8 @@ impl Task {
                 online.push(origin, rows, row);
             } else {
                 let as_of = AsOf { time, source: self.engine.sources() };
-                reader.read(&self.engine, &mut self.entities, as_of, online, origin, empty);
+                let states = States::new(&mut self.entities, &mut self.texts, &mut self.cold);
+                reader.read(&self.engine, states, as_of, online, origin, empty);
             }
         }
     }
@@ -423,7 +433,7 @@ impl Task {
     fn sweep(&mut self, applied: usize) {
         let (engine, time, horizon) = (&self.engine, &self.time, &mut self.output.horizon);
         let quiet = time.quiet();
-        let (captures, texts, cold) = (&mut self.captures, &self.texts, &mut self.cold);
+        let (captures, texts, cold) = (&mut self.captures, &mut self.texts, &mut self.cold);
         // An entity that is quiet since then has nothing that any window reaches.
         let mut gone = i64::MAX;
         for (index, source) in engine.sources.iter().enumerate().filter(|_| cold.is_some()) {
@@ -436,22 +446,26 @@ impl Task {
                 if forget {
                     captures.before_sweep(engine, &mut visit, texts, cold.as_mut());
                     captures.forgotten(visit.key);
-                    cold.iter_mut().for_each(|cold| cold.out -= 1);
+                    cold.iter_mut().for_each(|cold| cold.forget(visit.id, true));
                 }
                 return forget;
             }
-            captures.before_sweep(engine, &mut visit, texts, None);
+            captures.before_sweep(engine, &mut visit, texts, cold.as_mut());
             let Visit { id, key, entity, states } = visit;
             let horizon_of = if entity.newest < quiet { quiet } else { entity.newest };
             let mut changed = false;
             for (index, state) in states.iter_mut().enumerate().filter(|(_, state)| !state.is_empty()) {
                 let layout = &engine.sources[index].layout;
                 horizon.set(layout, time, engine.on, index, horizon_of);
+                if let Some(cold) = cold.as_mut() {
+                    changed |= cold.merge(&engine.sources[index], texts, state, horizon);
+                }
                 changed |= state.sweep(layout, horizon);
             }
             let forget = entity.newest < quiet && states.iter().all(State::is_empty);
             if forget {
                 captures.forgotten(key);
+                cold.iter_mut().for_each(|cold| cold.forget(id, false));
             } else if changed {
                 captures.swept(id, entity);
             }
@@ -651,6 +665,19 @@ impl Output {
     }
 }
 
+/// The states that rows are read from, and what brings back those that are not in memory.
+struct States<'a> {
+    entities: &'a mut Entities,
+    texts: &'a mut Texts,
+    cold: &'a mut Option<Cold>,
+}
+
+impl<'a> States<'a> {
+    fn new(entities: &'a mut Entities, texts: &'a mut Texts, cold: &'a mut Option<Cold>) -> Self {
+        Self { entities, texts, cold }
+    }
+}
+
 /// Reads rows out of states.
 #[derive(Debug)]
 struct Reader {
@@ -671,12 +698,13 @@ impl Reader {
     fn read(
         &mut self,
         engine: &Engine,
-        entities: &mut Entities,
+        states: States<'_>,
         as_of: AsOf,
         rows: &mut RowBuffer,
         origin: Origin,
         empty: &RowBuffer,
     ) {
+        let States { entities, texts, cold } = states;
         let mut row = rows.push(origin, empty, 0);
         for (index, source) in engine.sources.iter().enumerate() {
             let state = entities.state(origin.entity, index);
@@ -692,6 +720,17 @@ impl Reader {
             }
             let windows = &mut self.windows[..layout.windows_words()];
             let cuts = self.cuts[index].at(&layout.windows, as_of.time);
+            if state.is_spilled()
+                && let Some(cold) = cold.as_mut()
+            {
+                let (missing, before) = (state.missing(layout, as_of.last(index), cuts), state.bytes());
+                if !missing.is_empty() {
+                    cold.bring_back(source, texts, state, &missing);
+                    let after = state.bytes();
+                    entities.state_bytes = entities.state_bytes + after - before;
+                }
+            }
+            let state = entities.state(origin.entity, index);
             state.windows(layout, as_of.last(index), cuts, windows);
             for reading in &source.readings {
                 let put = |at: usize, value| row.set(reading.columns[at], value);

@@ -74,7 +74,7 @@ impl Encoder {
         Self { schema, keys: Keys::default(), newest: Vec::new(), texts: Lists::default(), columns, words: 0 }
     }
 
-    /// Adds an entity. Returns the words that it takes.
+    /// Adds an entity whose states are in memory with all events. Returns the words that it takes.
     pub fn add(&mut self, engine: &Engine, key: &[u8], newest: i64, states: &[State], texts: &Texts) -> usize {
         self.keys.push(key);
         self.newest.push(newest);
@@ -96,14 +96,15 @@ impl Encoder {
         words
     }
 
-    /// Adds an entity whose states are not in memory. Returns the words that it takes.
+    /// Adds an entity whose states are not in memory, with all events. Returns the words that it takes.
     pub fn add_packed(&mut self, key: &[u8], newest: i64, packed: Packed) -> usize {
         self.keys.push(key);
         self.newest.push(newest);
         self.texts.values.extend(packed.texts);
         self.texts.close();
         let mut words = ENTITY_WORDS;
-        for (SourceParts { rows, tiles, beyond, merged }, columns) in packed.sources.into_iter().zip(&mut self.columns)
+        for (SourceParts { rows, tiles, beyond, merged, .. }, columns) in
+            packed.sources.into_iter().zip(&mut self.columns)
         {
             for (list, part) in [(&mut columns.rows, rows), (&mut columns.tiles, tiles), (&mut columns.beyond, beyond)]
             {
@@ -172,7 +173,13 @@ impl SourceColumns {
     /// The parts of the one state that was added.
     pub fn into_parts(self) -> SourceParts {
         let merged = self.merged.into_iter().next().flatten();
-        SourceParts { rows: self.rows.values, tiles: self.tiles.values, beyond: self.beyond.values, merged }
+        SourceParts {
+            rows: self.rows.values,
+            tiles: self.tiles.values,
+            beyond: self.beyond.values,
+            merged,
+            chunks: Vec::new(),
+        }
     }
 
     pub fn add(&mut self, source: &Source, state: &State, mut renumber: impl FnMut(&mut u64)) -> usize {

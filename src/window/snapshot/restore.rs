@@ -178,10 +178,10 @@ fn restore_batch(task: &mut Task, batch: &RecordBatch) -> Result<(), String> {
                 continue;
             }
             GONE => {
-                if task.entities.remove(keys.get(entity))
+                if let Some((id, out)) = task.entities.remove(keys.get(entity))
                     && let Some(cold) = &mut task.cold
                 {
-                    cold.out -= 1;
+                    cold.forget(id, out);
                 }
                 continue;
             }
@@ -192,7 +192,7 @@ fn restore_batch(task: &mut Task, batch: &RecordBatch) -> Result<(), String> {
         if *changed & OUT != 0
             && let Some(cold) = &mut task.cold
         {
-            cold.out -= 1;
+            cold.forget(id, true);
         }
         *changed = CLEAN;
         task.entities.get_mut(id).newest = newest.value(entity);

@@ -1,6 +1,6 @@
 //! The rows of all entities as they are now, for an online store that has those of another definition.
 
-use super::{AsOf, Output, Task};
+use super::{AsOf, Output, States, Task};
 use crate::window::entities::EntityId;
 use crate::window::rows::{Origin, RowBuffer};
 use crate::window::{Failures, FeatureRows, WindowError};
@@ -31,7 +31,8 @@ impl Task {
             let origin =
                 Origin { entity, source, offset, sequence, event_time: newest, watermark: self.time.watermark };
             let as_of = AsOf { time, source: self.engine.sources() };
-            reader.read(&self.engine, &mut self.entities, as_of, &mut rows, origin, empty);
+            let states = States::new(&mut self.entities, &mut self.texts, &mut self.cold);
+            reader.read(&self.engine, states, as_of, &mut rows, origin, empty);
         }
         let mut failures = Failures::default();
         let rows = rows.build(&self.engine, &self.entities, &self.texts, self.partition, &mut failures)?;

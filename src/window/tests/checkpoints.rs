@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::TimestampMillisecondType;
@@ -47,20 +48,36 @@ impl Kept {
 
 /// A cold store in memory, for tests.
 #[derive(Debug, Default)]
-struct InMemory(HashMap<u32, Vec<u8>>);
+pub(super) struct InMemory {
+    states: HashMap<u64, Vec<u8>>,
+    /// Bytes that were ever put.
+    pub written: Arc<AtomicU64>,
+    /// Nothing can be read any more.
+    pub broken: Arc<AtomicBool>,
+}
 
 impl ColdStore for InMemory {
-    fn put(&mut self, states: &[(u32, Vec<u8>)]) -> Result<(), String> {
-        self.0.extend(states.iter().cloned());
+    fn put(&mut self, states: &[(u64, Vec<u8>)]) -> Result<(), String> {
+        let bytes: usize = states.iter().map(|(_, state)| state.len()).sum();
+        self.written.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.states.extend(states.iter().cloned());
         Ok(())
     }
 
-    fn get(&self, number: u32) -> Result<Vec<u8>, String> {
-        self.0.get(&number).cloned().ok_or_else(|| format!("there is no state {number}"))
+    fn get(&self, number: u64) -> Result<Vec<u8>, String> {
+        if self.broken.load(Ordering::Relaxed) {
+            return Err("the disk is gone".to_owned());
+        }
+        self.states.get(&number).cloned().ok_or_else(|| format!("there is no state {number}"))
+    }
+
+    fn remove(&mut self, numbers: &[u64]) -> Result<(), String> {
+        self.states.retain(|number, _| !numbers.contains(number));
+        Ok(())
     }
 
     fn disk_bytes(&self) -> u64 {
-        self.0.values().map(|bytes| bytes.len() as u64).sum()
+        self.states.values().map(|bytes| bytes.len() as u64).sum()
     }
 
     fn memory_bytes(&self) -> usize {
@@ -100,7 +117,7 @@ fn happenings() -> impl Strategy<Value = Vec<Happening>> {
 }
 
 /// A task that goes on from these batches, if there are any, within this memory.
-fn restored(engine: &Arc<Engine>, limit: Option<usize>, batches: &[RecordBatch]) -> Task {
+pub(super) fn restored(engine: &Arc<Engine>, limit: Option<usize>, batches: &[RecordBatch]) -> Task {
     let cold = limit.map(|limit| (Box::<InMemory>::default() as Box<dyn ColdStore>, limit));
     Task::restore_within::<WindowError>(engine.clone(), 3, batches.iter().cloned().map(Ok), cold).unwrap()
 }
@@ -392,4 +409,21 @@ fn state_stays_below_its_limit_and_values_the_same() {
         purchases(&mut tight, 0..1, 10_000_000 + at);
     }
     assert_eq!(tight.entities(), 1);
+    assert!(tight.memory().on_disk < on_disk / 10, "{:?} of {on_disk} are still on disk", tight.memory());
+}
+
+#[test]
+fn what_a_lifetime_needs_stays_on_disk() {
+    let groups = || vec![group("g", 0, Some("amount"), None, &[window(1000, 10), window(0, 0)])];
+    let engine = Engine::new(&plan(vec![source("s", 0)], groups(), Some(0))).unwrap();
+    let (mut free, mut tight) = (restored(&engine, None, &[]), restored(&engine, Some(0), &[]));
+    for task in [&mut free, &mut tight] {
+        purchases(task, 0..1000, 0);
+        for at in 0..60 {
+            purchases(task, 0..1, 10_000_000 + at);
+        }
+        assert_eq!(task.entities(), 1000);
+    }
+    let told = rows(&purchases(&mut free, 0..1000, 10_000_100).rows);
+    assert_eq!(rows(&purchases(&mut tight, 0..1000, 10_000_100).rows), told);
 }

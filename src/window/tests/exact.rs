@@ -1,12 +1,17 @@
 //! Exact windows of entities with so many events that they are kept in chunks.
 
+use std::sync::atomic::Ordering;
+
 use proptest::prelude::*;
 use rstest::rstest;
 
+use super::super::{ColdStore, WindowError};
+use super::checkpoints::{InMemory, Kept, restored};
 use super::edges::{advance, int, task};
 use super::oracle::{Oracle, assert_same};
 use super::*;
 use crate::broker::NextOffset;
+use crate::config::plan::Function;
 
 /// Whether an event at `time` is in the window of 1 s as of `as_of`; alone, and among many others of that instant.
 #[rstest]
@@ -77,10 +82,17 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 30, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn equals_the_oracle((plan, logs) in scenario(), poll in 1usize..400, restarts in any::<u64>()) {
+    fn equals_the_oracle(
+        (plan, logs) in scenario(),
+        poll in 1usize..400,
+        restarts in any::<u64>(),
+        limit in prop::option::weighted(0.8, prop::sample::select(vec![0usize, 40_000, 100_000, 200_000])),
+    ) {
         let engine = Engine::new(&plan).unwrap();
         let mut task = Task::new(engine.clone(), 3);
-        let mut twin = Task::new(engine.clone(), 3);
+        // Within little memory, so that chunks go to disk and come back.
+        let mut twin = restored(&engine, limit, &[]);
+        let mut kept = Kept::default();
         let mut oracle = Oracle::new(&plan);
         let mut offered = [0, 0];
         for round in 0.. {
@@ -98,7 +110,7 @@ proptest! {
             let clock = TaskClock { caught_up: &caught_up, idle: &[false; 2] };
             let (applied, same) = (task.advance(&clock, usize::MAX).unwrap(), twin.advance(&clock, usize::MAX).unwrap());
             let (found, found_online) = (rows(&applied.rows), rows(&applied.online));
-            prop_assert_eq!(&found, &rows(&same.rows), "restarts change nothing, to the bit");
+            prop_assert_eq!(&found, &rows(&same.rows), "restarts and little memory change nothing, to the bit");
             prop_assert_eq!(&found_online, &rows(&same.online));
             let (expected, expected_online) = oracle.advance(&caught_up);
             prop_assert_eq!(found.len(), expected.len());
@@ -114,7 +126,11 @@ proptest! {
             }
             if restarts >> (round % 64) & 1 == 1 {
                 let next = twin.next();
-                twin = Task::restore(engine.clone(), 3, &twin.snapshot().unwrap()).unwrap();
+                match restarts >> (round * 7 % 64) & 1 {
+                    0 => kept.take(&mut twin),
+                    _ => kept.batches = twin.snapshot().unwrap(),
+                }
+                twin = restored(&engine, limit, &kept.batches);
                 for (source, log) in logs.iter().enumerate() {
                     let start = next[source].map_or(0, |NextOffset(next)| next as usize);
                     twin.offer(batch(source, &log[start..offered[source]], start as i64)).unwrap();
@@ -167,4 +183,62 @@ fn predicts_bytes_of_single_events_and_forgets_what_no_window_covers() {
     assert!(held.iter().all(|&held| held <= 3 * expected / 2), "predicted {expected}, holds {held:?}");
     assert!(2 * held[119] >= expected, "predicted {expected}, holds {held:?}");
     assert!(held[119] <= held[40] + held[40] / 4, "it grows: {held:?}");
+}
+
+/// Of so many events of one entity in an exact window of an hour, within a limit far below their size.
+#[test]
+fn an_entity_larger_than_memory_has_its_edges_there() {
+    let functions = [Function::Count, Function::Sum, Function::First, Function::Last];
+    let mut group = group("g", 0, Some("amount"), None, &[window(3_600_000, 1), window(7_200_000, 60_000)]);
+    group.features.retain(|(function, ..)| functions.contains(function));
+    let engine = Engine::new(&plan(vec![source("purchases", 500)], vec![group], Some(0))).unwrap();
+    let limit = 400 << 10;
+    let store = InMemory::default();
+    let written = store.written.clone();
+    let mut tight =
+        Task::restore_within::<WindowError>(engine.clone(), 3, std::iter::empty(), Some((Box::new(store), limit)))
+            .unwrap();
+    let mut free = Task::new(engine, 3);
+    let (polls, each) = (60, 2000);
+    let (mut most, mut on_disk) = (0, Vec::new());
+    for poll in 0..polls {
+        // 20 a second, some out of order.
+        let one = |at: i64| event(poll * 100_000 + at * 50 - at % 7 * 60, (at % 10) as f64);
+        let events: Vec<Event> = (0..each).map(one).collect();
+        for task in [&mut tight, &mut free] {
+            task.offer(batch(0, &events, poll * each)).unwrap();
+        }
+        assert_eq!(rows(&advance(&mut tight).rows), rows(&advance(&mut free).rows), "poll {poll}");
+        assert!(tight.memory().state <= limit, "poll {poll}: {:?}", tight.memory());
+        most = most.max(free.memory().state);
+        on_disk.push(tight.memory().on_disk);
+    }
+    assert!(most > 4 * limit, "it would hold {most} bytes");
+    let raw = (polls * each) as u64 * 8 * 3;
+    let written = written.load(Ordering::Relaxed);
+    assert!(written < raw + raw / 4, "{written} bytes written of {raw} that came: events go out once");
+    let (hour, last) = (on_disk[36], on_disk[59]);
+    assert!(last < hour + hour / 4, "what expires is given back: {on_disk:?}");
+}
+
+#[test]
+fn events_that_cannot_be_read_back_are_an_error() {
+    let mut group = group("g", 0, Some("amount"), None, &[window(2000, 1), window(8000, 100)]);
+    group.features.retain(|(function, ..)| *function == Function::Sum);
+    let engine = Engine::new(&plan(vec![source("purchases", 0)], vec![group], Some(0))).unwrap();
+    let store = InMemory::default();
+    let broken = store.broken.clone();
+    // Enough for what stays of the entity, so that it is not on disk as a whole.
+    let cold = Some((Box::new(store) as Box<dyn ColdStore>, 40_000));
+    let mut task = Task::restore_within::<WindowError>(engine, 3, std::iter::empty(), cold).unwrap();
+    for poll in 0..20 {
+        let events: Vec<Event> = (0..500).map(|at| event(poll * 500 + at, 1.0)).collect();
+        broken.store(poll == 19, Ordering::Relaxed);
+        task.offer(batch(0, &events, poll * 500)).unwrap();
+        let applied = task.advance(&TaskClock { caught_up: &[true], idle: &[false] }, usize::MAX);
+        match applied {
+            Ok(_) => assert!(poll < 19),
+            Err(error) => assert!(poll == 19 && error.to_string().contains("the disk is gone"), "{poll}: {error}"),
+        }
+    }
 }
