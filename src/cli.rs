@@ -585,7 +585,7 @@ pub struct StatusArgs {
     #[arg(long)]
     pub json: bool,
 
-    /// Where a running process answers, for pipelines on the embedded log.
+    /// Where a running process answers.
     #[arg(long, default_value = "127.0.0.1:9464", env = "DRIFTLINE_LISTEN")]
     pub address: String,
 }

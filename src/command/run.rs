@@ -105,8 +105,8 @@ pub(super) fn start(
     if let Listen::On(address) = args.listen {
         let ready = Arc::clone(&running);
         let is_ready = move || ready.lock().as_ref().is_some_and(|context| context.is_ready());
-        let address =
-            runtime.block_on(http::serve(address, recorder, Arc::clone(&board), is_ready)).map_err(Failure::Failed)?;
+        let server = http::serve(address, recorder, Arc::clone(&board), plan.name.clone(), is_ready);
+        let address = runtime.block_on(server).map_err(Failure::Failed)?;
         tracing::info!("metrics, health and status at http://{address}/metrics, /health, /ready, /status");
     }
     let finished = Stop::new();

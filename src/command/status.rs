@@ -1,5 +1,5 @@
-//! `status`: where a pipeline stands, asked of the log, the offline store and the registry; of the running process where
-//! the embedded log is in its hands.
+//! `status`: where a pipeline stands, asked of the log, the offline store and the registry, and of a process that runs it; of
+//! this alone where the embedded log is in its hands.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -20,7 +20,13 @@ pub(super) fn run(args: &StatusArgs) -> Outcome {
     let plan = load(&args.pipeline)?;
     let runtime = runtime()?;
     let status = match broker::open(&plan.broker, "driftline-status") {
-        Ok(broker) => gather(&plan, broker.as_ref(), &runtime)?,
+        Ok(broker) => {
+            let mut status = gather(&plan, broker.as_ref(), &runtime)?;
+            // Another pipeline's process may listen there, or none.
+            let running = runtime.block_on(ask_process(&args.address)).ok();
+            status["running"] = running.filter(|running| running["pipeline"] == plan.name).unwrap_or_default();
+            status
+        }
         Err(error @ BrokerError::Locked { .. }) => match runtime.block_on(ask_process(&args.address)) {
             Ok(running) => json!({ "pipeline": plan.name, "running": running }),
             Err(reason) => {
@@ -160,13 +166,21 @@ fn last_record(broker: &dyn Broker, topic: &str) -> Result<Value, BrokerError> {
     Ok(newest)
 }
 
+/// What a running process holds.
+fn held(running: &Value) -> String {
+    let number = |name: &str| running[name].as_u64().unwrap_or(0);
+    let (entities, memory) = (view::count(number("entities")), view::bytes(number("state_bytes")));
+    format!("state: {entities} keys, {memory} in memory, {} on disk", view::bytes(number("state_disk_bytes")))
+}
+
 fn render(status: &Value) -> String {
     let mut text = String::new();
     let number = |v: &Value| view::count(v.as_u64().unwrap_or(0));
     let word = |v: &Value| v.as_str().unwrap_or("-").to_owned();
     // Writing to a String cannot fail.
     let _ = writeln!(text, "pipeline {}  {}", word(&status["pipeline"]), word(&status["broker"]));
-    if let Some(running) = status["running"].as_object() {
+    if let Some(running) = status["running"].as_object().filter(|_| status["broker"].is_null()) {
+        let _ = writeln!(text, "{}", held(&status["running"]));
         let _ = writeln!(text, "a running process holds the embedded log; it says:");
         let _ = writeln!(text, "{}", serde_json::to_string_pretty(running).unwrap_or_default());
         return text;
@@ -188,6 +202,9 @@ fn render(status: &Value) -> String {
                 );
             }
         }
+    }
+    if status["running"].is_object() {
+        let _ = writeln!(text, "\n{}", held(&status["running"]));
     }
     let _ = writeln!(text, "\noffline files at {}", word(&status["offline"]["url"]));
     let _ = writeln!(
@@ -239,4 +256,21 @@ fn render(status: &Value) -> String {
         let _ = writeln!(text, "last retraining step: {} of {}", word(&audit["step"]), word(&audit["retraining_id"]));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tells_what_a_running_process_holds() {
+        let running = json!({ "entities": 12_345, "state_bytes": 3 << 20, "state_disk_bytes": 5_u64 << 30 });
+        let line = format!("state: {} keys, 3.0 MiB in memory, 5.0 GiB on disk\n", view::count(12_345));
+        let locked = render(&json!({ "pipeline": "shop", "running": running }));
+        let asked = render(&json!({ "pipeline": "shop", "broker": "kafka", "running": running }));
+        assert!(locked.contains(&line) && locked.contains("it says:"), "{locked}");
+        assert!(asked.contains(&line) && asked.contains("offline files"), "{asked}");
+        let alone = render(&json!({ "pipeline": "shop", "broker": "kafka", "running": null }));
+        assert!(!alone.contains("state: "), "{alone}");
+    }
 }

@@ -160,6 +160,9 @@ impl Plan {
                     single.bytes,
                     label_bytes(a_second.saturating_mul(single.bytes))
                 );
+                if self.state.memory.is_some() {
+                    let _ = writeln!(out, "    {} B of each stay in memory where they go to disk", single.spilled);
+                }
             }
         }
     }
@@ -168,7 +171,8 @@ impl Plan {
         if !self.windows.is_empty() {
             let _ = writeln!(out, "\nwindows emitted when they close");
         }
-        for windows in &self.windows {
+        let bytes = state_bytes(self).map(|state| state.windows).unwrap_or_default();
+        for (number, windows) in self.windows.iter().enumerate() {
             let source = &self.sources[windows.source];
             let aggregated = aggregated(&windows.as_group(), source);
             let _ = writeln!(out, "  {}: {aggregated}, to topic {}", windows.name, windows.topic);
@@ -190,6 +194,13 @@ impl Plan {
                 label(source.out_of_order),
                 early.unwrap_or_default()
             );
+            if let Some(bytes) = bytes.get(number) {
+                let of = match windows.span {
+                    Span::Hopping { step_ms, .. } => format!("{} in which it has events", label_ms(step_ms)),
+                    Span::Session { .. } => "open session".to_owned(),
+                };
+                let _ = writeln!(out, "    state of one {}: {bytes} B for each {of}", self.entity.name);
+            }
         }
     }
 

@@ -22,6 +22,7 @@ pub async fn serve(
     listen: SocketAddr,
     metrics: PrometheusHandle,
     board: Arc<Board>,
+    pipeline: String,
     ready: impl Fn() -> bool + Clone + Send + Sync + 'static,
 ) -> Result<SocketAddr, String> {
     let listener = tokio::net::TcpListener::bind(listen).await.map_err(|e| {
@@ -49,7 +50,14 @@ pub async fn serve(
                 async move { answer.into_response() }
             }),
         )
-        .route("/status", get(move || async move { Json(status.to_json()) }));
+        .route(
+            "/status",
+            get(move || {
+                let mut answer = status.to_json();
+                answer["pipeline"] = pipeline.clone().into();
+                async move { Json(answer) }
+            }),
+        );
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
             tracing::warn!(%error, "the operators' HTTP server ended");

@@ -39,7 +39,7 @@ names! {
     counter WINDOW_EMITTED = "driftline_window_rows_emitted_total";
     /// Entities in window state. Labels: pipeline, worker.
     gauge ENTITIES = "driftline_window_entities";
-    /// Bytes of window state. Labels: pipeline, worker.
+    /// Bytes of window state in memory, that of open windows among it. Labels: pipeline, worker.
     gauge STATE_BYTES = "driftline_window_state_bytes";
     /// Bytes of window state on disk, where memory has a limit. Labels: pipeline, worker.
     gauge STATE_DISK_BYTES = "driftline_window_state_disk_bytes";

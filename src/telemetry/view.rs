@@ -69,8 +69,8 @@ pub struct Reading {
     pub lag: u64,
     /// p50 and p99 from a record's arrival to its committed prediction, over the last seconds.
     pub latency: (Option<Duration>, Option<Duration>),
-    /// Entities and bytes of window state.
-    pub state: (u64, u64),
+    /// Entities, and bytes of window state in memory and on disk.
+    pub state: (u64, u64, u64),
     /// Newest event time applied, milliseconds since 1970 UTC.
     pub event_time: Option<i64>,
     /// Late and dead records so far.
@@ -125,7 +125,11 @@ impl Gauge {
             totals,
             lag: board.lag.load(Ordering::Relaxed),
             latency: (merged.quantile(0.5), merged.quantile(0.99)),
-            state: (board.entities.load(Ordering::Relaxed), board.state_bytes.load(Ordering::Relaxed)),
+            state: (
+                board.entities.load(Ordering::Relaxed),
+                board.state_bytes.load(Ordering::Relaxed),
+                board.state_disk_bytes.load(Ordering::Relaxed),
+            ),
             event_time: Some(board.event_time.load(Ordering::Relaxed) as i64).filter(|t| *t != 0),
             lost: (
                 board.sources.iter().map(|(_, c)| c.late.load(Ordering::Relaxed)).sum(),
@@ -318,7 +322,11 @@ fn draw_numbers(frame: &mut Frame, area: Rect, reading: &Reading, history: &VecD
             format!("p50 {}", duration(reading.latency.0)),
             format!("p99 {}   lag {}", duration(reading.latency.1), count(reading.lag)),
         ),
-        row("state", format!("{} keys", count(reading.state.0)), bytes(reading.state.1)),
+        row(
+            "state",
+            format!("{} keys", count(reading.state.0)),
+            format!("{}, {} on disk", bytes(reading.state.1), bytes(reading.state.2)),
+        ),
         row("kept aside", format!("{} late", count(reading.lost.0)), format!("{} dead letters", count(reading.lost.1))),
     ];
     frame.render_widget(Table::new(rows, [Constraint::Length(11), Constraint::Length(15), Constraint::Min(10)]), table);

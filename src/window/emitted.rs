@@ -119,6 +119,15 @@ impl Emitted {
         format!("{} early {:?}{} {head} {}\n", self.name, self.early, self.meaning, lanes.join(" "))
     }
 
+    /// Bytes of a pane or a session of one entity, whose key is taken to have 16 bytes.
+    pub fn piece_bytes(&self) -> usize {
+        8 * self.lanes.width()
+            + match self.span {
+                Span::Hopping { .. } => panes::ENTRY_BYTES,
+                Span::Session { .. } => sessions::ENTRY_BYTES,
+            }
+    }
+
     fn open(&self) -> Open {
         match self.span {
             Span::Hopping { length_ms, step_ms } => Open::Panes(Panes::new(length_ms, step_ms)),

@@ -499,6 +499,8 @@ pub struct StateBytes {
     pub most: usize,
     /// What exact windows keep besides, by source that has any.
     pub single: Vec<SingleEvents>,
+    /// For each of the plan's emitted windows: of a pane or a session.
+    pub windows: Vec<usize>,
 }
 
 /// The single events that a source's exact windows keep of one entity.
@@ -510,6 +512,8 @@ pub struct SingleEvents {
     pub length_ms: i64,
     /// Bytes each.
     pub bytes: usize,
+    /// Bytes each in memory where the events are on disk.
+    pub spilled: usize,
 }
 
 /// Predicts the bytes of state of one entity, its key taken to have 16 bytes.
@@ -518,15 +522,18 @@ pub struct SingleEvents {
 /// As [`Engine::new`], but for expressions.
 pub fn state_bytes(plan: &Plan) -> Result<StateBytes, WindowError> {
     let entity = size_of::<Entity>() + 2 * size_of::<u32>() + 20;
-    let mut bytes = StateBytes { least: entity, most: entity, single: Vec::new() };
+    let mut bytes =
+        StateBytes { least: entity, most: entity, single: Vec::new(), windows: vec![0; plan.windows.len()] };
     for source in 0..plan.sources.len() {
-        let layout = Outline::new(plan, source)?.layout;
+        let Outline { layout, emitted, .. } = Outline::new(plan, source)?;
+        emitted.iter().for_each(|(number, emitted)| bytes.windows[*number] = emitted.piece_bytes());
         let (least, most) = layout.state_bytes();
         bytes.least += size_of::<State>() + least;
         bytes.most += size_of::<State>() + most;
         if !layout.windows.exact().is_empty() {
             let length_ms = layout.windows.longest_exact();
-            bytes.single.push(SingleEvents { source, length_ms, bytes: layout.single_event_bytes() });
+            let (each, spilled) = (layout.single_event_bytes(), layout.spilled_event_bytes());
+            bytes.single.push(SingleEvents { source, length_ms, bytes: each, spilled });
         }
     }
     Ok(bytes)

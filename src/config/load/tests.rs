@@ -575,6 +575,11 @@ fn the_plan_says_what_exact_windows_keep() {
     let (each, all): (f64, f64) = (each.parse().unwrap(), rest.split_once(" MiB").unwrap().0.parse().unwrap());
     assert!((all - each * 7.0 * 86_400.0 / f64::from(1 << 20)).abs() < 0.1, "{explained}");
     assert!(explained.contains("exact: the tail moves with every millisecond"), "{explained}");
+    assert!(!explained.contains("stay in memory where they go to disk"), "{explained}");
+    let explained = load_text(&format!("{text}\n[state]\nmemory = \"1GiB\"\n")).unwrap().explain();
+    let (_, line) = explained.split_once("one a second would be ").unwrap();
+    let line = line.lines().nth(1).and_then(|line| line.split_once(" B of each stay in memory")).unwrap().0;
+    assert!(line.trim().parse::<f64>().unwrap() < each, "{explained}");
 }
 
 #[rstest]

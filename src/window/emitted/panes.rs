@@ -14,6 +14,9 @@ use crate::window::tile::floor;
 /// Words of a piece of state before its lanes: the pane's start, and whether it changed since the last early results.
 pub(super) const HEAD: usize = 2;
 
+/// Bytes of an entity in a pane besides its lanes, its key taken to have 16 bytes.
+pub(super) const ENTRY_BYTES: usize = size_of::<Entry>() + 16 + 2 * size_of::<u32>();
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Panes {

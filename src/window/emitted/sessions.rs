@@ -11,6 +11,10 @@ use crate::window::aggregate::Lanes;
 /// Words of a piece of state before its lanes: first event, last event, and whether it changed since the last early results.
 pub(super) const HEAD: usize = 3;
 
+/// Bytes of an entity with one session besides its lanes, its key taken to have 16 bytes.
+pub(super) const ENTRY_BYTES: usize =
+    size_of::<Entity>() + 16 + size_of::<Session>() + 2 * size_of::<u32>() + size_of::<(i64, u32)>();
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Sessions {

@@ -335,6 +335,21 @@ fn of_open_windows_are_sliced_and_hold_what_changed(#[case] span: Span, #[case] 
     assert_eq!(in_words(&restored.snapshot().unwrap()), in_words(&task.snapshot().unwrap()));
 }
 
+#[rstest]
+#[case::tumbling(hopping(1000, 1000))]
+#[case::session(session(1000))]
+fn bytes_of_open_windows_are_predicted(#[case] span: Span) {
+    let mut plan = plan_of(vec![windows("w", Some("amount"), None, span, None)], 0);
+    plan.entity.keys.truncate(1);
+    plan.sources[0].key_fields.truncate(1);
+    let mut task = Task::new(Engine::new(&plan).unwrap(), 3);
+    let before = task.memory().state;
+    purchases(&mut task, 0..8000, 0);
+    let each = (task.memory().state - before) / 8000;
+    let predicted = crate::window::state_bytes(&plan).unwrap().windows[0];
+    assert!(predicted <= 2 * each && each <= 2 * predicted, "predicted {predicted}, holds {each}");
+}
+
 #[test]
 fn a_whole_one_comes_again_before_the_others_outweigh_it() {
     let groups = vec![group("g", 0, Some("amount"), None, &[window(1000, 10)])];
