@@ -1,15 +1,16 @@
 """How long an event takes until its feature is in Redis, and how old what Redis holds is, under load; then how long a rebalance and a
 restart take.
 
-    benches/freshness.py [--driftline target/release/driftline] [--rate 20000] [--seconds 40] [--customers 50000] [--restart 1000000] [--rebalance 40]
+    benches/freshness.py [--driftline target/release/driftline] [--rate 20000] [--warm-up 40] [--seconds 40] [--customers 50000] [--restart 1000000] [--rebalance 40]
 
 Run it with the Python of `make test` (.venv/bin/python); it needs Redis, Java and Kafka's jars (`scripts/setup test`). Prints a table.
 
 Events arrive at a fixed rate, a tenth of them of one customer. Each event's time is the instant of its sending, so that the event time
 beside the customer's features in Redis (`_ts:<view>`) tells which events have become visible; one reader asks for it about every half
 millisecond. Latency: from the sending of an event (its record's timestamp) until it or a newer one is there, of every event of that
-customer. Freshness: how old the newest one there is, at instants 1 ms apart. The first quarter is not counted. CPU: seconds of each
-process in the rest. Checkpoint: how long a worker stands still for one at a time (`driftline_checkpoint_pause_seconds`).
+customer. Freshness: how old the newest one there is, at instants 1 ms apart. The warm-up is not counted: in the first half
+minute of a broker its compiler takes half a core. CPU: seconds of each process in the middle of the rest. Checkpoint: how long a worker
+stands still for one at a time (`driftline_checkpoint_pause_seconds`).
 
 Rebalance: under the same load a second process joins and leaves again (`--rebalance` seconds, once for each group protocol); 16 customers
 have a tenth of all events, and each is looked at every 2 ms. Pause: the longest time between two changes of what is visible of one, within
@@ -143,7 +144,7 @@ def freshness(driftline, options, folder, kafka):
         server, port = stack.enter_context(redis_server())
         environment = os.environ | {"KAFKA_BROKERS": kafka.address, "REDIS_URL": f"redis://127.0.0.1:{port}", "BENCH_FOLDER": str(folder)}
         process = stack.enter_context(running(driftline, environment, folder / "freshness.log", "--listen", f"127.0.0.1:{metrics}"))
-        count = options.rate * options.seconds
+        count = options.rate * (options.warm_up + options.seconds)
         # The replay is paced by event time, so that its first record's timestamp tells what event time zero is.
         begin = int(time.time() * 1000)
         events(count, options.customers, begin, 1000 / options.rate, folder / "stream.parquet")
@@ -170,7 +171,7 @@ def freshness(driftline, options, folder, kafka):
         fill = [driftline, "replay", folder / "stream.parquet", "-p", PIPELINE, "--speed", "1x"]
         filling = subprocess.Popen(fill, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         processes = {"driftline": process.pid, "Kafka": kafka.process.pid, "Redis": server.pid, "sender": filling.pid, "reader": os.getpid()}
-        time.sleep(options.seconds / 4)
+        time.sleep(options.warm_up + options.seconds / 4)
         before = {name: cpu_seconds(process) for name, process in processes.items()}
         time.sleep(options.seconds / 2)
         used = {name: cpu_seconds(process) - before[name] for name, process in processes.items()}
@@ -185,7 +186,7 @@ def freshness(driftline, options, folder, kafka):
         records = [(record["timestamp"], json.loads(record["value"])) for record in map(json.loads, told.splitlines())]
         # Sending is never early, so the smallest difference is that of the clocks.
         ahead = min(sent - event["happened_at"] for sent, event in records)
-        first = begin + options.seconds * 250
+        first = begin + options.warm_up * 1000
         ours = [(sent, event["happened_at"]) for sent, event in records if event["customer_id"] == "c0" and event["happened_at"] >= first]
         visible = numpy.searchsorted([at for at, _ in seen], [at for _, at in ours])
         unseen = int((visible == len(seen)).sum())
@@ -273,6 +274,7 @@ def main():
     arguments.add_argument("--driftline", type=pathlib.Path, default=ROOT / "target/release/driftline")
     arguments.add_argument("--folder", type=pathlib.Path, default=ROOT / "target/freshness")
     arguments.add_argument("--rate", type=int, default=20_000)
+    arguments.add_argument("--warm-up", type=int, default=40)
     arguments.add_argument("--seconds", type=int, default=40)
     arguments.add_argument("--customers", type=int, default=50_000)
     arguments.add_argument("--rebalance", type=int, default=40)
