@@ -288,17 +288,20 @@ fn exact(criterion: &mut Criterion) {
 /// many windows share the tiles: each computes five values more.
 fn flat(criterion: &mut Criterion) {
     let mut group_of = criterion.benchmark_group("flat");
-    group_of.throughput(Throughput::Elements(POLL as u64)).measurement_time(Duration::from_secs(8));
-    let mut case = |name: String, windows: &[Length], entities: u64| {
+    group_of.throughput(Throughput::Elements(POLL as u64));
+    group_of.warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(4));
+    // An entity has an event in each `interval_ms`, so many before the measurement.
+    let mut case = |name: String, windows: &[Length], entities: u64, interval_ms: i64, before: u64| {
         let plan = plan(vec![group(column("amount", DataType::Float64), windows)], Duration::ZERO);
         let mut task = Task::new(Engine::new(&plan).expect("a valid plan"), 0);
         let mut stream = Stream::new(0.0, 0.0, 1000);
-        // An event an entity in two days, or the windows would hold all that there is.
-        stream.step_us = (2 * DAY * 1000 / entities as i64).max(1);
-        for first in (0..entities).step_by(POLL) {
-            let keys: Vec<u64> = (first..(first + POLL as u64).min(entities)).collect();
-            let batch = stream.poll_of(&keys);
-            apply(&mut task, batch);
+        stream.step_us = interval_ms * 1000 / entities as i64;
+        for _ in 0..before {
+            for first in (0..entities).step_by(POLL) {
+                let keys: Vec<u64> = (first..(first + POLL as u64).min(entities)).collect();
+                let batch = stream.poll_of(&keys);
+                apply(&mut task, batch);
+            }
         }
         group_of.bench_function(name, |bencher| {
             bencher.iter_custom(|polls| {
@@ -314,14 +317,15 @@ fn flat(criterion: &mut Criterion) {
             });
         });
     };
+    // Two events in each tile of the window under test, all of whose tiles are full.
     for window in WINDOWS {
-        case(format!("one window of {}", window.0), &[window], 50_000);
+        case(format!("one window of {}", window.0), &[window], 5_000, window.2 / 2, 200);
     }
-    for count in 2..=WINDOWS.len() {
-        case(format!("{count} windows"), &WINDOWS[..count], 50_000);
+    for count in 1..=WINDOWS.len() {
+        case(format!("{count} windows, the shortest 1 h"), &WINDOWS[..count], 5_000, MINUTE / 2, 200);
     }
-    for entities in [500_000, 5_000_000] {
-        case(format!("one window of 1d, {entities} entities"), &[WINDOWS[1]], entities);
+    for entities in [50_000, 500_000, 5_000_000] {
+        case(format!("{entities} entities, an event in two days each"), &[WINDOWS[1]], entities, 2 * DAY, 1);
     }
     group_of.finish();
 }
@@ -329,7 +333,7 @@ fn flat(criterion: &mut Criterion) {
 /// Partitions side by side, each with a thread of its own: an iteration is one poll in each.
 fn partitions(criterion: &mut Criterion) {
     let mut group_of = criterion.benchmark_group("partitions");
-    group_of.measurement_time(Duration::from_secs(8));
+    group_of.warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(4));
     for count in [1, 2] {
         group_of.throughput(Throughput::Elements(count * POLL as u64));
         let plan = plan(vec![group(column("amount", DataType::Float64), &WINDOWS)], Duration::ZERO);
