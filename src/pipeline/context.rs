@@ -279,11 +279,10 @@ impl Context {
         }
         // Rows of another definition would all be dead letters.
         if stages.score
-            && let Role::Unknown { serving, .. } = wiring.role
+            && matches!(wiring.role, Role::Unknown { .. })
+            && let Some(versions) = wiring.offline.versions()?
         {
-            let versions = wiring.offline.versions()?;
-            let saved = versions.and_then(|v| v.number(serving).map(|v| v.definition.clone())).unwrap_or_default();
-            return Err(RunError::NoVersion { serving, saved, now: plan.definition.clone() });
+            return Err(role::no_version(&plan, &versions));
         }
         if stages.features && wiring.role.is_following() {
             let score = stages.score && options.shadow_topics;

@@ -50,10 +50,7 @@ pub(super) fn begin(plan: &Plan, offline: &OfflineStore, options: &RunOptions) -
             }
             Some(versions) => match versions.role(&plan.definition) {
                 Role::Unknown { .. } if options.rebuild => versions.rebuilt(&plan.definition, topics(plan), now),
-                Role::Unknown { serving, .. } => {
-                    let saved = versions.number(serving).map(|v| v.definition.clone()).unwrap_or_default();
-                    return Err(RunError::NoVersion { serving, saved, now: plan.definition.clone() });
-                }
+                Role::Unknown { .. } => return Err(no_version(plan, &versions)),
                 role => return Ok(role),
             },
         };
@@ -62,6 +59,12 @@ pub(super) fn begin(plan: &Plan, offline: &OfflineStore, options: &RunOptions) -
             return Ok(record.role(&plan.definition));
         }
     }
+}
+
+/// The definition is none of these versions.
+pub(super) fn no_version(plan: &Plan, versions: &Versions) -> RunError {
+    let saved = versions.number(versions.serving).map(|v| v.definition.clone()).unwrap_or_default();
+    RunError::NoVersion { serving: versions.serving, saved, now: plan.definition.clone() }
 }
 
 impl Context {
