@@ -325,8 +325,6 @@ pub enum RecordKey {
 pub struct RekeyPlan {
     /// The source, with the fields that keying takes: the keys of the other entity, the event time, what `where` needs.
     pub from: SourcePlan,
-    /// Types of the keys that [`SourcePlan::key_fields`] of `from` name.
-    pub keys: Vec<Column>,
     /// Partitions of the topic, where declared; else as many as the source's.
     pub partitions: Option<u32>,
     /// How long the topic keeps its records; `None` is for ever.

@@ -13,25 +13,25 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use arrow::array::{Array, ArrayRef, AsArray};
-use arrow::datatypes::Int64Type;
+use arrow::datatypes::{DataType, Int64Type};
 use metrics::Counter;
 use serde_json::Value;
 
 use super::RunError;
 use super::context::Context;
 use super::publish::Publisher;
-use super::worker::{self, IDLE_POLL, Progress};
+use super::worker::{self, IDLE_POLL, Polls, Progress};
 use crate::broker::{
     BrokerError, Consumer, ConsumerSettings, Header, NextOffset, Notes, Offsets, OutRecord, Poll, Producer, Records,
     StartAt, TopicPartition,
 };
-use crate::config::plan::{DataType, RekeyPlan, SourcePlan};
-use crate::runtime::backoff::Backoff;
+use crate::config::plan::{RekeyPlan, SourcePlan};
 use crate::runtime::clock;
 use crate::runtime::failpoint;
 use crate::source::rekeyed::{MarkRecord, mark_headers, record_headers};
 use crate::source::{DeadLetter, Decoded, SourceDecoder, dead_letter, event_time};
 use crate::telemetry::metrics as names;
+use crate::window::{Late, SourceTime};
 
 /// Name of the stage in dead letters.
 const STAGE: &str = "rekey";
@@ -57,8 +57,8 @@ pub(super) fn run(
 
 /// One partition of the source.
 struct Channel {
-    /// Highest event time of what is written or open.
-    newest: Option<i64>,
+    /// Event time of what is written or open.
+    time: SourceTime,
     next: Option<NextOffset>,
     last_record: Instant,
     idle: bool,
@@ -101,7 +101,7 @@ struct Worker<'a> {
     untold: bool,
     counts: Counts,
     counters: [Counter; 4],
-    away: Backoff,
+    polls: Polls<'a>,
 }
 
 impl<'a> Worker<'a> {
@@ -151,7 +151,7 @@ impl<'a> Worker<'a> {
             untold: false,
             counts: Counts::default(),
             counters: [names::SOURCE_READ, names::REKEYED, names::SOURCE_FILTERED, names::WINDOW_LATE].map(counter),
-            away: Backoff::for_server(),
+            polls: Polls::new(context, &format!("{STAGE}.{}", source.name), number),
         })
     }
 
@@ -161,17 +161,8 @@ impl<'a> Worker<'a> {
                 return self.flush();
             }
             let due = self.opened.map(|opened| opened + WAIT);
-            let polled = self.consumer.poll(ROWS, worker::poll_wait(due, IDLE_POLL));
-            let poll = match polled {
-                Ok(poll) => poll,
-                Err(error) if error.is_retriable() => {
-                    self.context.holding("broker", &error, &self.away);
-                    self.away.wait(&self.context.stop);
-                    continue;
-                }
-                Err(error) => return Err(error.into()),
-            };
-            self.away = Backoff::for_server();
+            let wait = worker::poll_wait(due, IDLE_POLL);
+            let Some(poll) = self.polls.poll(self.consumer.as_mut(), ROWS, wait)? else { continue };
             self.rebalance(&poll)?;
             for records in poll.records.iter().filter(|records| !records.is_empty()) {
                 self.take(records)?;
@@ -191,6 +182,10 @@ impl<'a> Worker<'a> {
 
     fn at(&self, partition: i32) -> TopicPartition {
         TopicPartition::new(Arc::clone(&self.plan.from.topic), partition)
+    }
+
+    fn out_of_order(&self) -> i64 {
+        i64::try_from(self.plan.from.out_of_order.as_millis()).unwrap_or(i64::MAX)
     }
 
     fn at_end(&self) -> bool {
@@ -214,7 +209,7 @@ impl<'a> Worker<'a> {
         let notes = self.context.hold("broker", BrokerError::is_retriable, || broker.notes(&self.group, &topics))?;
         for gained in &poll.assigned {
             let channel = Channel {
-                newest: notes.get(gained).copied(),
+                time: SourceTime::new(self.out_of_order(), notes.get(gained).copied()),
                 next: None,
                 last_record: clock::monotonic(),
                 idle: false,
@@ -229,7 +224,6 @@ impl<'a> Worker<'a> {
         let Some(channel) = self.channels.get_mut(&records.partition.partition) else { return Ok(()) };
         let Decoded { batch, dead, .. } =
             context.hold("registry", BrokerError::is_retriable, || decoder.decode(records))?;
-        let out_of_order = i64::try_from(self.plan.from.out_of_order.as_millis()).unwrap_or(i64::MAX);
         let keys: Vec<&ArrayRef> = self
             .plan
             .from
@@ -241,25 +235,21 @@ impl<'a> Worker<'a> {
         let mut late = Vec::new();
         for (decoded, (&offset, &time)) in batch.offsets.iter().zip(&batch.event_times).enumerate() {
             let row = records.offsets.binary_search(&offset).expect("a decoded row is one of the records");
-            let watermark = channel.newest.map(|newest| newest.saturating_sub(out_of_order));
-            if let Some(watermark) = watermark.filter(|watermark| time < *watermark) {
-                let error = format!(
-                    "{} offset {offset}: event time {} lies {} ms behind the watermark {}; raise out_of_order of source '{}' if such events are to count by entity '{}'",
-                    records.partition,
-                    event_time::to_iso(time),
-                    watermark - time,
-                    event_time::to_iso(watermark.max(event_time::EARLIEST)),
-                    self.plan.from.name,
-                    self.source.name
-                );
-                late.push(dead_letter::from_records(records, row, STAGE, "late", error));
-                continue;
+            match channel.time.late(0, offset, time) {
+                None => rows.push((row, key_bytes(&keys, decoded))),
+                Some(Late { watermark, .. }) => {
+                    let error = format!(
+                        "{} offset {offset}: event time {} lies {} ms behind the watermark {}; raise out_of_order of source '{}' if such events are to count by entity '{}'",
+                        records.partition,
+                        event_time::to_iso(time),
+                        watermark - time,
+                        event_time::to_iso(watermark.max(event_time::EARLIEST)),
+                        self.plan.from.name,
+                        self.source.name
+                    );
+                    late.push(dead_letter::from_records(records, row, STAGE, "late", error));
+                }
             }
-            channel.newest = channel.newest.max(Some(time));
-            rows.push((
-                row,
-                key_bytes(&keys, &self.plan.keys.iter().map(|k| k.data_type).collect::<Vec<_>>(), decoded),
-            ));
         }
         channel.next = records.next();
         channel.last_record = clock::monotonic();
@@ -291,10 +281,9 @@ impl<'a> Worker<'a> {
     /// Reads on only those partitions that are not far ahead of the others, whose events would have to be held for long.
     fn align(&mut self) -> Result<(), RunError> {
         let behind = self.channels.iter().filter(|(partition, _)| !self.consumer.caught_up(&self.at(**partition)));
-        let least = behind.map(|(_, channel)| channel.newest.unwrap_or(i64::MIN)).min();
-        let out_of_order = i64::try_from(self.plan.from.out_of_order.as_millis()).unwrap_or(i64::MAX);
-        let most = least.map_or(i64::MAX, |least| least.saturating_add(out_of_order.max(AHEAD)));
-        let ahead = self.channels.iter().filter(|(_, channel)| channel.newest.is_some_and(|newest| newest > most));
+        let least = behind.map(|(_, channel)| channel.time.newest.unwrap_or(i64::MIN)).min();
+        let most = least.map_or(i64::MAX, |least| least.saturating_add(self.out_of_order().max(AHEAD)));
+        let ahead = self.channels.iter().filter(|(_, channel)| channel.time.newest.is_some_and(|newest| newest > most));
         let ahead: Vec<TopicPartition> = ahead.map(|(partition, _)| self.at(*partition)).collect();
         let on: Vec<TopicPartition> = self.paused.iter().filter(|at| !ahead.contains(at)).cloned().collect();
         let off: Vec<TopicPartition> = ahead.iter().filter(|at| !self.paused.contains(at)).cloned().collect();
@@ -315,13 +304,13 @@ impl<'a> Worker<'a> {
         }
         let mark = MarkRecord {
             partitions: self.partitions.0,
-            at: self.channels.iter().map(|(partition, c)| (*partition, c.newest, c.idle)).collect(),
+            at: self.channels.iter().map(|(partition, c)| (*partition, c.time.newest, c.idle)).collect(),
         };
         let (mut offsets, mut notes) = (Offsets::new(), Notes::new());
         for (partition, channel) in &self.channels {
             if let Some(next) = channel.next {
                 offsets.insert(self.at(*partition), next);
-                notes.extend(channel.newest.map(|newest| (self.at(*partition), newest)));
+                notes.extend(channel.time.newest.map(|newest| (self.at(*partition), newest)));
             }
         }
         let Self { context, source, consumer, producer, open, dead, .. } = self;
@@ -389,13 +378,13 @@ fn send(
 }
 
 /// The bytes of an entity's key: a text as it is, an integer in decimal, several keys as a JSON array of them.
-fn key_bytes(keys: &[&ArrayRef], types: &[DataType], row: usize) -> Vec<u8> {
-    let value = |(column, data_type): (&&ArrayRef, &DataType)| match data_type {
+fn key_bytes(keys: &[&ArrayRef], row: usize) -> Vec<u8> {
+    let value = |column: &&ArrayRef| match column.data_type() {
         DataType::Int64 => Value::from(column.as_primitive::<Int64Type>().value(row)),
         _ => Value::from(column.as_string::<i32>().value(row)),
     };
     debug_assert!(keys.iter().all(|column| column.is_valid(row)), "the decoder gives up records with null keys");
-    let mut values: Vec<Value> = keys.iter().zip(types).map(value).collect();
+    let mut values: Vec<Value> = keys.iter().map(value).collect();
     match (values.len(), values.pop()) {
         (1, Some(Value::String(text))) => text.into_bytes(),
         (1, Some(number)) => number.to_string().into_bytes(),
@@ -416,10 +405,9 @@ mod tests {
     fn keys_are_written_as_producers_write_them() {
         let (product, store): (ArrayRef, ArrayRef) =
             (Arc::new(StringArray::from(vec!["p\u{e9} \"1\"", ""])), Arc::new(Int64Array::from(vec![-7, 12])));
-        let (text, int) = (DataType::String, DataType::Int64);
-        assert_eq!(key_bytes(&[&product], &[text], 0), "p\u{e9} \"1\"".as_bytes());
-        assert_eq!(key_bytes(&[&product], &[text], 1), b"");
-        assert_eq!(key_bytes(&[&store], &[int], 0), b"-7");
-        assert_eq!(key_bytes(&[&product, &store], &[text, int], 1), br#"["",12]"#);
+        assert_eq!(key_bytes(&[&product], 0), "p\u{e9} \"1\"".as_bytes());
+        assert_eq!(key_bytes(&[&product], 1), b"");
+        assert_eq!(key_bytes(&[&store], 0), b"-7");
+        assert_eq!(key_bytes(&[&product, &store], 1), br#"["",12]"#);
     }
 }

@@ -105,10 +105,45 @@ impl Losses {
     }
 }
 
+/// The polls of a worker, which wait for a broker that is away.
+pub(super) struct Polls<'a> {
+    context: &'a Context,
+    name: String,
+    /// Polls in a row that found no broker.
+    away: Backoff,
+}
+
+impl<'a> Polls<'a> {
+    /// Those of worker `number` of a stage.
+    pub fn new(context: &'a Context, stage: &str, number: usize) -> Self {
+        Self { context, name: name(stage, number), away: Backoff::for_server() }
+    }
+
+    /// Polls for at most so many records; nothing where no broker answers, after a pause.
+    pub fn poll(&mut self, consumer: &mut dyn Consumer, most: usize, wait: Duration) -> Result<Option<Poll>, RunError> {
+        let context = self.context;
+        match consumer.poll(most, wait) {
+            Ok(poll) => {
+                if self.away.attempts() > 0 {
+                    context.board.say(Kind::Stage, None, format!("{}: the broker is back", self.name));
+                    self.away = Backoff::for_server();
+                }
+                Ok(Some(poll))
+            }
+            Err(error) if error.is_retriable() => {
+                context.holding("broker", &error, &self.away);
+                self.away.wait(&context.stop);
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
 /// A worker's consumer, its producer, and what it writes.
 pub(super) struct Ends<'a> {
     context: &'a Arc<Context>,
-    name: String,
+    polls: Polls<'a>,
     /// Reads the stage's input.
     pub consumer: Box<dyn Consumer>,
     /// Encodes the stage's output.
@@ -116,8 +151,6 @@ pub(super) struct Ends<'a> {
     producer: Box<dyn Producer>,
     transactional: bool,
     progress: &'a Progress,
-    /// Polls in a row that found no broker.
-    away: Backoff,
 }
 
 impl<'a> Ends<'a> {
@@ -150,34 +183,18 @@ impl<'a> Ends<'a> {
         }
         Ok(Self {
             context,
-            name: name(stage, number),
+            polls: Polls::new(context, stage, number),
             consumer,
             output: Output::new(context)?,
             producer,
             transactional,
             progress,
-            away: Backoff::for_server(),
         })
     }
 
     /// Polls; nothing where no broker answers, after a pause.
     pub fn poll(&mut self, wait: Duration) -> Result<Option<Poll>, RunError> {
-        let context = self.context;
-        match self.consumer.poll(POLL_RECORDS, wait) {
-            Ok(poll) => {
-                if self.away.attempts() > 0 {
-                    context.board.say(Kind::Stage, None, format!("{}: the broker is back", self.name));
-                    self.away = Backoff::for_server();
-                }
-                Ok(Some(poll))
-            }
-            Err(error) if error.is_retriable() => {
-                context.holding("broker", &error, &self.away);
-                self.away.wait(&context.stop);
-                Ok(None)
-            }
-            Err(error) => Err(error.into()),
-        }
+        self.polls.poll(self.consumer.as_mut(), POLL_RECORDS, wait)
     }
 
     /// Dead letters for the rows that the model could not score.

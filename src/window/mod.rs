@@ -58,6 +58,7 @@ pub use engine::{Engine, SingleEvents, StateBytes, state_bytes};
 pub use published::Published;
 pub use task::Task;
 pub(crate) use tile::{EXACT, Window};
+pub(crate) use watermark::SourceTime;
 
 /// Columns of a feature batch that are not entity keys or features. Entity keys come first, then these, then all features.
 pub mod row_columns {

@@ -5,7 +5,7 @@ use super::{Late, TaskClock};
 
 /// Event time of one source's partition. Depends on its log alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct SourceTime {
+pub(crate) struct SourceTime {
     /// Highest event time so far.
     pub newest: Option<i64>,
     out_of_order: i64,
@@ -14,12 +14,17 @@ pub(super) struct SourceTime {
 }
 
 impl SourceTime {
-    pub fn of(source: &Source) -> Self {
-        Self { newest: None, out_of_order: source.out_of_order_ms, takes_late: source.table.is_some() }
+    pub(super) fn of(source: &Source) -> Self {
+        Self { takes_late: source.table.is_some(), ..Self::new(source.out_of_order_ms, None) }
+    }
+
+    /// Of events that may be out of order by so many milliseconds, of which the newest so far is of this time.
+    pub fn new(out_of_order: i64, newest: Option<i64>) -> Self {
+        Self { newest, out_of_order, takes_late: false }
     }
 
     /// Of rows that are applied in event-time order. Rows of a table that are late count, too, out of order.
-    pub fn in_order(source: &Source) -> Self {
+    pub(super) fn in_order(source: &Source) -> Self {
         let out_of_order = if source.table.is_some() { source.out_of_order_ms } else { 0 };
         Self { out_of_order, ..Self::of(source) }
     }

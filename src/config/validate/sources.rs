@@ -106,7 +106,7 @@ impl<'d> Draft<'d> {
         let decides = self.decides.iter().chain(&keys).cloned().collect();
         let fields = pick(&self.record, &decides);
         let from = SourcePlan { fields, key_fields: keys.clone(), derive: Vec::new(), ..self.plan.clone() };
-        let rekeyed = RekeyPlan { from, keys: entity.1.keys.clone(), partitions: spec.partitions, retention };
+        let rekeyed = RekeyPlan { from, partitions: spec.partitions, retention };
         let used = self.used.iter().chain(&keys).cloned().collect();
         let plan = SourcePlan {
             name: name.into(),

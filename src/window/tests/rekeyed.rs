@@ -125,7 +125,7 @@ proptest! {
         let expected = output(&plan, &[batch(0, &sorted, 0)], &[]);
 
         let from = plan.sources[0].clone();
-        let rekeyed = RekeyPlan { from, keys: Vec::new(), partitions: None, retention: None };
+        let rekeyed = RekeyPlan { from, partitions: None, retention: None };
         plan.sources[0].rekeyed = Some(Arc::new(rekeyed));
         for mix in &mixes {
             prop_assert_eq!(&output(&plan, &mixed(&channels, mix), &[]), &expected);
