@@ -22,7 +22,7 @@ use redb::{Builder, Database, DatabaseError};
 
 use super::{
     Broker, BrokerError, Consumer, ConsumerSettings, MAX_POLL_BYTES, NextOffset, Notes, Offsets, Producer, Records,
-    TopicInfo, TopicPartition, TopicSettings,
+    Retention, TopicInfo, TopicPartition, TopicSettings,
 };
 use crate::runtime::clock;
 use consumer::EmbeddedConsumer;
@@ -156,6 +156,14 @@ impl Broker for EmbeddedBroker {
             });
         }
         self.log.create_topic(name, settings)
+    }
+
+    fn retention(&self, topic: &str) -> Result<Option<Retention>, BrokerError> {
+        let state = self.log.state.lock();
+        Ok(state.topics.get(topic).map(|topic| {
+            let TopicSettings { compacted, retention_ms, .. } = topic.settings;
+            Retention { compacted, ms: retention_ms, bytes: None }
+        }))
     }
 
     fn committed(&self, group: &str, topics: &[Arc<str>]) -> Result<Offsets, BrokerError> {

@@ -19,7 +19,7 @@ use std::thread::{self, Thread};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::Client;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
@@ -28,8 +28,8 @@ use rdkafka::metadata::Metadata;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::{
-    Broker, BrokerError, Consumer, ConsumerSettings, NextOffset, Notes, Offsets, Producer, Records, TopicInfo,
-    TopicPartition, TopicSettings,
+    Broker, BrokerError, Consumer, ConsumerSettings, NextOffset, Notes, Offsets, Producer, Records, Retention,
+    TopicInfo, TopicPartition, TopicSettings,
 };
 use crate::config::plan::{GroupProtocol, Secret};
 use crate::runtime::clock;
@@ -469,6 +469,32 @@ impl Broker for KafkaBroker {
             thread::park_timeout(Duration::from_millis(10));
         }
         Ok(())
+    }
+
+    fn retention(&self, topic: &str) -> Result<Option<Retention>, BrokerError> {
+        let during = "asking how long a topic keeps its records";
+        let admin: AdminClient<Context> = self.link.client(&self.link.config(&[]))?;
+        let context = admin.inner().context();
+        let options = AdminOptions::new().request_timeout(Some(PATIENCE));
+        let told = wait_for(admin.describe_configs([&ResourceSpecifier::Topic(topic)], &options)).map_err(|error| {
+            let code = error.rdkafka_error_code().unwrap_or(Code::Unknown);
+            self.link.fault(during, code, &format!("{topic}: {error}"), context)
+        })?;
+        let config = match told.into_iter().next() {
+            Some(Ok(config)) => config,
+            None | Some(Err(Code::UnknownTopicOrPartition | Code::TopicAuthorizationFailed)) => return Ok(None),
+            Some(Err(code)) => return Err(self.link.fault(during, code, &format!("{topic}: {code}"), context)),
+        };
+        let value = |name| config.get(name).and_then(|entry| entry.value.as_deref());
+        let Some(policy) = value("cleanup.policy") else { return Ok(None) };
+        // Deleting is one policy, compacting another, and a topic may have both.
+        let most = |name| value(name).and_then(|text| text.parse::<i64>().ok()).filter(|most| *most >= 0);
+        let deletes = policy.contains("delete");
+        Ok(Some(Retention {
+            compacted: policy.contains("compact"),
+            ms: most("retention.ms").filter(|_| deletes),
+            bytes: most("retention.bytes").filter(|_| deletes),
+        }))
     }
 
     fn committed(&self, group: &str, topics: &[Arc<str>]) -> Result<Offsets, BrokerError> {

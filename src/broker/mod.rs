@@ -94,6 +94,17 @@ pub struct TopicInfo {
     pub partitions: Vec<(NextOffset, NextOffset)>,
 }
 
+/// How long a topic keeps its records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// Of each key only the newest record is sure to be kept.
+    pub compacted: bool,
+    /// Milliseconds that a record is kept, by its own timestamp; `None` keeps records for ever.
+    pub ms: Option<i64>,
+    /// Bytes that a partition keeps; `None` keeps all.
+    pub bytes: Option<i64>,
+}
+
 /// Where a newly assigned partition starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StartAt {
@@ -187,6 +198,9 @@ pub trait Broker: Send + Sync {
 
     /// Creates a topic. An existing one is left as it is, whatever its settings.
     fn create_topic(&self, name: &str, settings: &TopicSettings) -> Result<(), BrokerError>;
+
+    /// How long a topic keeps its records. `None` where it does not exist, or this client may not know.
+    fn retention(&self, topic: &str) -> Result<Option<Retention>, BrokerError>;
 
     /// Committed next offsets of a group for these topics. Partitions without a commit are absent.
     fn committed(&self, group: &str, topics: &[Arc<str>]) -> Result<Offsets, BrokerError>;

@@ -12,7 +12,7 @@ use super::RunError;
 use super::instance::Instance;
 use super::role;
 use crate::broker::{self, Broker, BrokerError, Offsets, OutRecord, SchemaRegistry, TopicPartition, TopicSettings};
-use crate::config::plan::{BrokerPlan, OnlinePlan, Plan, RekeyPlan};
+use crate::config::plan::{BrokerPlan, OnlinePlan, Plan, RekeyPlan, SourcePlan};
 use crate::config::units;
 use crate::drift::IncidentState;
 use crate::drift::worker::DriftObservation;
@@ -412,7 +412,7 @@ impl Context {
                 let no_topic = || BrokerError::NoSuchTopic { topic: read.to_string(), broker: broker.describe() };
                 let mut partitions = broker.topic(read)?.ok_or_else(no_topic)?.partitions.len();
                 if let Some(plan) = &source.rekeyed {
-                    partitions = self.prepare_rekeyed(topic, plan, partitions)?;
+                    partitions = self.prepare_rekeyed(source, plan, partitions)?;
                 }
                 found.push((topic.to_string(), partitions));
             }
@@ -466,8 +466,8 @@ impl Context {
     }
 
     /// Creates the topic of a source that is keyed anew, or checks the one that is there. Returns its number of partitions.
-    fn prepare_rekeyed(&self, topic: &str, plan: &RekeyPlan, of_source: usize) -> Result<usize, RunError> {
-        let broker = &self.wiring.broker;
+    fn prepare_rekeyed(&self, source: &SourcePlan, plan: &RekeyPlan, of_source: usize) -> Result<usize, RunError> {
+        let (broker, topic) = (&self.wiring.broker, &*source.topic);
         let partitions = plan.partitions.map_or(of_source, |partitions| partitions as usize);
         let settings = TopicSettings {
             partitions: u32::try_from(partitions).unwrap_or(u32::MAX),
@@ -485,7 +485,35 @@ impl Context {
                 "topic '{topic}' has {found} partitions, and {partitions} are {wanted}: events would change their partition; say partitions = {found} in [rekey], or name a new topic there"
             )));
         }
+        self.check_retention(source, plan)?;
         Ok(found)
+    }
+
+    /// Checks that the topic of a source that is keyed anew keeps what is written to it.
+    fn check_retention(&self, source: &SourcePlan, plan: &RekeyPlan) -> Result<(), RunError> {
+        let SourcePlan { name, topic, .. } = source;
+        let Some(kept) = self.wiring.broker.retention(topic)? else { return Ok(()) };
+        if kept.compacted {
+            return Err(RunError::Definition(format!(
+                "topic '{topic}' is compacted: it would keep the newest event of each key and lose the others; set cleanup.policy = delete on it, or name another topic in [rekey.{name}]"
+            )));
+        }
+        let wanted = plan.retention;
+        let ms = |kept: &i64| Duration::from_millis(kept.unsigned_abs());
+        let short =
+            kept.ms.as_ref().map(ms).filter(|kept| wanted.is_none_or(|wanted| *kept < wanted)).map(units::label);
+        let few = kept.bytes.map(|bytes| format!("{bytes} bytes a partition"));
+        if let Some(most) = short.or(few) {
+            let wanted = wanted.map_or_else(|| "for ever".to_owned(), |wanted| format!("for {}", units::label(wanted)));
+            self.board.say(
+                Kind::Warning,
+                None,
+                format!(
+                    "topic '{topic}' keeps {most} of events, which are to be kept {wanted}: older ones, by their timestamps, are lost where they are not read in time, and to --rebuild; set retention.ms and retention.bytes on the topic, or say retention in [rekey.{name}]"
+                ),
+            );
+        }
+        Ok(())
     }
 
     /// Puts a request for retraining on the retraining topic, as the monitor would; returns its id.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use driftline::broker::{
     self, Broker, BrokerError, Consumer, ConsumerSettings, GroupToken, Header, NextOffset, Notes, Offsets, OutRecord,
-    Poll, Producer, Records, StartAt, TopicPartition, TopicSettings,
+    Poll, Producer, Records, Retention, StartAt, TopicPartition, TopicSettings,
 };
 use driftline::config::plan::{BrokerPlan, GroupProtocol};
 use driftline::runtime::clock;
@@ -793,6 +793,20 @@ fn topics_are_listed_and_created_once(#[case] kind: Kind) {
     let all = subject.broker.topics().unwrap();
     assert!(all.contains(&info));
     assert!(all.is_sorted_by(|a, b| a.name < b.name) && all.iter().all(|t| !t.name.starts_with("__")));
+}
+
+#[rstest]
+#[case::embedded(Kind::Embedded)]
+#[case::kafka(Kind::Kafka)]
+fn topics_say_how_long_they_keep_records(#[case] kind: Kind) {
+    let subject = Subject::new(kind);
+    for (compacted, retention_ms) in [(false, None), (false, Some(86_400_000)), (true, None)] {
+        let topic = unique("kept");
+        subject.broker.create_topic(&topic, &TopicSettings { partitions: 1, compacted, retention_ms }).unwrap();
+        let expected = Retention { compacted, ms: retention_ms, bytes: None };
+        assert_eq!(subject.broker.retention(&topic).unwrap(), Some(expected));
+    }
+    assert_eq!(subject.broker.retention(&unique("missing")).unwrap(), None);
 }
 
 #[test]
