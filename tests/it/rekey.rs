@@ -6,7 +6,10 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
+use driftline::broker::embedded::EmbeddedBroker;
+use driftline::broker::{Broker as _, Offsets, OutRecord, TopicSettings};
 use rand::{Rng as _, SeedableRng as _};
+use rstest::rstest;
 use serde_json::{Value, json};
 
 use crate::process::{World, oracle};
@@ -56,11 +59,54 @@ functions = ["count", "sum", "first", "last"]
 tumbling = "1m"
 "#;
 
+/// Of the same orders: what was sold of a product to a customer, which no source is keyed by, asked for by each order.
+const PAIRS: &str = r#"
+name = "NAME"
+broker = { brokers = "${KAFKA_BROKERS:-}", path = "${LOG}", partitions = 3 }
+online = { path = "${LOG}" }
+offline = { url = "${OFFLINE_URL}", checkpoint = { interval = "50ms", rows = 500 } }
+[entities.customer]
+key = { customer_id = "string" }
+[entities.pair]
+key = { customer = "string", product_id = "int64" }
+[sources.orders]
+topic = "NAME.orders"
+format = "json"
+fields = { customer_id = "string", product_id = "int64", at = "int64", amount = "float64" }
+entity = "customer"
+event_time = { field = "at", unit = "ms" }
+out_of_order = "5s"
+ahead = "36500d"
+idle_after = "1h"
+[rekey.pairs]
+source = "orders"
+entity = "pair"
+key = { customer = "customer_id" }
+partitions = 2
+[features.sold]
+source = "pairs"
+of = "amount"
+functions = ["count", "last"]
+windows = ["lifetime"]
+[features.lately]
+source = "pairs"
+functions = ["count"]
+windows = ["10m"]
+exact = true
+[score]
+on = "pairs"
+emit = "event_time"
+model = "none"
+batch = { rows = 300 }
+"#;
+
 struct Order {
     partition: i32,
     key: String,
     value: String,
     product: Option<i64>,
+    at: i64,
+    amount: f64,
 }
 
 /// Two hours of orders. Many are of the same instant, some out of order, some too late, and some of no product.
@@ -79,7 +125,7 @@ fn orders() -> Vec<Order> {
         let amount = f64::from(rng.random_range(1..100_000)) / 100.0;
         let shown = product.map_or("null".to_owned(), |product| product.to_string());
         let value = format!(r#"{{"customer_id":"c{customer}","product_id":{shown},"at":{at},"amount":{amount}}}"#);
-        Order { partition: customer % PARTITIONS, key: format!("c{customer}"), value, product }
+        Order { partition: customer % PARTITIONS, key: format!("c{customer}"), value, product, at, amount }
     };
     (0..EVENTS).map(order).collect()
 }
@@ -181,4 +227,140 @@ fn features_by_another_entity_are_exact_however_often_the_process_is_killed() {
             "{product}: {count} {last} {text}"
         );
     }
+}
+
+/// A row: customer, product, event time, orders and newest amount so far, orders of ten minutes.
+type Row = (String, i64, i64, i64, f64, i64);
+
+/// The row of each order that counts, worked out one by one: in the order of time, partition and offset.
+fn rows_of_pairs(orders: &[Order]) -> Vec<Row> {
+    let mut newest = [i64::MIN; PARTITIONS as usize];
+    let mut counted: Vec<(i64, i32, usize)> = Vec::new();
+    for (number, order) in orders.iter().enumerate().filter(|(_, order)| order.product.is_some()) {
+        let newest = &mut newest[usize::try_from(order.partition).unwrap()];
+        if order.at >= newest.saturating_sub(OUT_OF_ORDER_MS) {
+            *newest = order.at.max(*newest);
+            counted.push((order.at, order.partition, number));
+        }
+    }
+    counted.sort_unstable();
+    let mut times: HashMap<(&str, i64), Vec<i64>> = HashMap::new();
+    let row = |(at, _, number): (i64, i32, usize)| {
+        let (customer, product) = (&orders[number].key, orders[number].product.unwrap());
+        let times = times.entry((customer, product)).or_default();
+        times.push(at);
+        let lately = times.iter().filter(|time| **time > at - 600_000).count();
+        let count = |n: usize| i64::try_from(n).unwrap();
+        (customer.clone(), product, at, count(times.len()), orders[number].amount, count(lately))
+    };
+    counted.into_iter().map(row).collect()
+}
+
+#[rstest]
+#[case::embedded(None)]
+#[case::kafka(Some(Kafka::shared()))]
+fn events_keyed_anew_ask_for_the_features_of_a_composite_key(#[case] kafka: Option<&Kafka>) {
+    let name = unique("pairs");
+    let mut world = World::new();
+    let log = world.path("log").display().to_string();
+    world.set("LOG", &log);
+    let folder = world.path("pipeline");
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("pipeline.toml"), PAIRS.replace("NAME", &name)).unwrap();
+    let topic = format!("{name}.orders");
+    let orders = orders();
+    let records = orders.iter().map(|order| (order.partition, order.key.as_bytes(), order.value.as_bytes()));
+    if let Some(kafka) = kafka {
+        world.set("KAFKA_BROKERS", &kafka.address());
+        kafka.create(&topic, PARTITIONS);
+        kafka.produce(&topic, records);
+    } else {
+        let broker = EmbeddedBroker::open(&world.path("log")).unwrap();
+        broker.create_topic(&topic, &TopicSettings { partitions: 3, compacted: false, retention_ms: None }).unwrap();
+        let mut producer = broker.producer(None).unwrap();
+        for (partition, key, value) in records {
+            let (partition, key, value) = (Some(partition), Some(key), Some(value));
+            producer.send(OutRecord { topic: &topic, partition, key, value, ..OutRecord::default() }).unwrap();
+        }
+        producer.commit(&Offsets::new(), None).unwrap();
+    }
+    let pipeline = folder.display().to_string();
+    let run = ["features", &pipeline, "--until-end", "--listen", "none", "--view", "none", "--instance", "test"];
+    if cfg!(feature = "failpoints") {
+        for point in ["rekey.sent=kill@2", "rekey.after_commit=kill@1", "features.after_commit=kill@1"] {
+            let killed = world.command(&run).env("DRIFTLINE_FAILPOINTS", point).output().unwrap();
+            let signal = std::os::unix::process::ExitStatusExt::signal(&killed.status);
+            assert_eq!(signal, Some(libc::SIGKILL), "{point}: {killed:?}");
+        }
+    }
+    world.run(&run);
+
+    let values: Vec<Value> = match kafka {
+        Some(kafka) => {
+            let records = kafka.consume(&format!("{name}.features")).into_iter();
+            records.map(|record| serde_json::from_slice(&record.value.unwrap()).unwrap()).collect()
+        }
+        None => {
+            let lines = world.run(&["topic", "tail", &format!("{name}.features"), "--embedded", &log]);
+            let value = |line: &str| -> Value {
+                let record: Value = serde_json::from_str(line).unwrap();
+                serde_json::from_str(record["value"].as_str().unwrap()).unwrap()
+            };
+            lines.lines().map(value).collect()
+        }
+    };
+    let row = |value: &Value| -> Row {
+        let (entity, features) = (&value["entity"], &value["features"]);
+        let whole = |value: &Value| value.as_i64().unwrap_or_else(|| panic!("{value} is no whole number"));
+        (
+            entity["customer"].as_str().unwrap().to_owned(),
+            whole(&entity["product_id"]),
+            whole(&value["event_time"]),
+            whole(&features["sold_count_lifetime"]),
+            features["sold_last_lifetime"].as_f64().unwrap(),
+            whole(&features["lately_count_10m"]),
+        )
+    };
+    let mut found: Vec<Row> = values.iter().map(row).collect();
+    let mut expected = rows_of_pairs(&orders);
+    assert!(expected.iter().filter(|row| row.3 > 20 && row.5 < row.3).count() > 1_000, "pairs come again");
+    for rows in [&mut found, &mut expected] {
+        rows.sort_by(|a, b| (&a.0, a.1, a.3).cmp(&(&b.0, b.1, b.3)));
+    }
+    assert_eq!(found.len(), expected.len());
+    let differs = found.iter().zip(&expected).find(|(found, expected)| found != expected);
+    assert_eq!(differs, None, "the first row that differs");
+    let (customer, product, .., count, last, _) = expected.iter().max_by_key(|row| row.3).unwrap();
+    let stored = world.run(&["get", &pipeline, customer, &product.to_string(), "--json"]);
+    let has = |value: String| stored.contains(&value);
+    assert!(has(count.to_string()) && has(last.to_string()), "{customer}, {product}: {count} {last} {stored}");
+}
+
+#[test]
+fn a_topic_that_would_lose_events_is_refused_or_told() {
+    let kafka = Kafka::shared();
+    let start = |settings: &[(&str, &str)]| {
+        let name = unique("kept");
+        let mut world = World::new();
+        world.set("LOG", &world.path("log").display().to_string());
+        world.set("KAFKA_BROKERS", &kafka.address());
+        let folder = world.path("pipeline");
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("pipeline.toml"), PAIRS.replace("NAME", &name)).unwrap();
+        kafka.create(&format!("{name}.orders"), PARTITIONS);
+        kafka.create_with(&format!("{name}.orders.by-pair"), 2, settings);
+        let pipeline = folder.display().to_string();
+        let output = world.output(&["features", &pipeline, "--until-end", "--listen", "none", "--view", "none"]);
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for policy in ["compact", "compact,delete"] {
+        let (code, said) = start(&[("cleanup.policy", policy)]);
+        assert!(code == Some(1) && said.contains("is compacted") && said.contains("[rekey.pairs]"), "{said}");
+    }
+    let (code, said) = start(&[("retention.ms", "604800000")]);
+    assert!(code == Some(0) && said.contains("keeps 7d of events, which are to be kept for ever"), "{said}");
+    let (code, said) = start(&[("retention.ms", "-1"), ("retention.bytes", "1000000")]);
+    assert!(code == Some(0) && said.contains("keeps 1000000 bytes a partition"), "{said}");
+    let (code, said) = start(&[("retention.ms", "-1")]);
+    assert!(code == Some(0) && !said.contains("of events, which"), "{said}");
 }

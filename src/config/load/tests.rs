@@ -711,7 +711,7 @@ fn a_second_entity_leaves_the_plan_of_the_first_as_it_was() {
     "features = [\"sold_sum_1h\", \"spend_sum_30d\"",
     "is a feature of entity `channel`"
 )]
-#[case::asks("on = \"purchases\"", "on = \"by_channel\"", "its events ask for no predictions")]
+#[case::asks("on = \"purchases\"", "on = \"by_channels\"", "unknown source `by_channels`")]
 #[case::topic(
     "entity = \"channel\"",
     "entity = \"channel\"\ntopic = \"churn.logins\"",
@@ -730,6 +730,19 @@ fn predictions_beside_a_source_keyed_anew_are_made_in_event_time_order() {
         "[rekey.again]\nsource = \"logins\"\nentity = \"customer\"\nkey = { customer_id = \"user\" }\n[features.spend]";
     let text = PIPELINE.replace("[features.spend]", rekey);
     let found = lines(load_text(&text));
-    assert!(found.len() == 1 && found[0].contains("keyed anew and are taken in event-time order"), "{found:?}");
+    assert!(
+        found.len() == 1 && found[0].contains("keyed anew: all that is about `customer` is taken in event-time order"),
+        "{found:?}"
+    );
     load_text(&text.replace("[score]\n", "[score]\nemit = \"event_time\"\n")).unwrap();
+}
+
+#[test]
+fn a_source_keyed_anew_may_ask_for_predictions() {
+    let text = with_channels();
+    let score = "[score]\non = \"by_channel\"\nemit = \"event_time\"\nmodel = \"none\"\n";
+    let plan = load_text(&format!("{}{score}", &text[..text.find("[derived]").unwrap()])).unwrap();
+    let source = &plan.sources[plan.score.as_ref().unwrap().on];
+    assert_eq!((&*source.name, plan.entity.name.as_str()), ("by_channel", "channel"));
+    assert_eq!(plan.others[0].entity.name, "customer");
 }

@@ -54,13 +54,9 @@ fn score_plan(
     faults: &mut Collector,
 ) -> Option<ScorePlan> {
     let place = site.get("on");
-    let on = if spec.rekey.contains_key(&score.on) {
-        let message = format!("`{}` is keyed anew: its events ask for no predictions", score.on);
-        faults.report(&place.value(), message, Some("name the source that they come from, or another one".into()));
-        None
-    } else {
-        reference(&score.on, "source", spec.sources.keys().map(String::as_str), &place, faults)
-    };
+    // In the order of the drafts.
+    let sources = spec.sources.keys().chain(spec.rekey.keys()).map(String::as_str);
+    let on = reference(&score.on, "source", sources, &place, faults);
     topic_like(&score.model, "model", &site.get("model"), faults);
     topic_like(&score.alias, "alias", &site.get("alias"), faults);
     if score.providers.is_empty() {

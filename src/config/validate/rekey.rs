@@ -122,8 +122,8 @@ pub(super) fn check_emit(plan: &Plan, root: &Site<'_>, faults: &mut Collector) {
     if let Some(source) = plan.sources.iter().find(|source| source.rekeyed.is_some()) {
         let site = root.get("score");
         let message = format!(
-            "events of `{}` ask for predictions as they arrive, but those of `{}`, about the same entity, are keyed anew and are taken in event-time order",
-            plan.sources[score.on].name, source.name
+            "events of `{}` ask for predictions as they arrive, but `{}` is keyed anew: all that is about `{}` is taken in event-time order",
+            plan.sources[score.on].name, source.name, plan.entity.name
         );
         let place = if site.get("emit").is_given() { site.get("emit").value() } else { site.key() };
         faults.report(&place, message, Some("set emit = \"event_time\"".into()));
