@@ -8,6 +8,7 @@ mod context;
 mod event;
 mod failure;
 mod incremental;
+mod pace;
 mod producer;
 mod reader;
 

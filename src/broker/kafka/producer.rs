@@ -15,12 +15,16 @@ use rustc_hash::FxHashSet;
 use super::consumer::to_list;
 use super::context::Context;
 use super::incremental::Renewal;
+use super::pace::Pace;
 use super::{BRIEF, Link, PATIENCE, answers, is_out_of_group};
 use crate::broker::{BrokerError, GroupToken, Header, Notes, Offsets, OutRecord, Producer};
 use crate::runtime::{clock, failpoint};
 
 /// Sends between two looks at what the client has to say.
 const SENDS_A_LOOK: u32 = 1024;
+
+/// A sender does not wait for acknowledgements that stay out so long: what is said about it, the commit says.
+const STANDSTILL: Duration = Duration::from_millis(100);
 
 pub(super) struct KafkaProducer {
     client: Arc<BaseProducer<Context>>,
@@ -31,6 +35,7 @@ pub(super) struct KafkaProducer {
     /// The answer to a request for adding offsets, on its way.
     offsets_sent: Option<Receiver<Result<(), KafkaError>>>,
     sends: u32,
+    pace: Pace,
     /// Topics that are there. The client itself waits half a minute for one that is not.
     known: FxHashSet<String>,
     notes: Notes,
@@ -55,7 +60,17 @@ impl KafkaProducer {
     pub(super) fn open(link: Arc<Link>, id: Option<&str>) -> Result<Self, BrokerError> {
         let client = Arc::new(connect(&link, id)?);
         let (id, known) = (id.map(str::to_owned), FxHashSet::default());
-        Ok(Self { client, link, id, phase: Phase::None, offsets_sent: None, sends: 0, known, notes: Notes::new() })
+        Ok(Self {
+            client,
+            link,
+            id,
+            phase: Phase::None,
+            offsets_sent: None,
+            sends: 0,
+            pace: Pace::default(),
+            known,
+            notes: Notes::new(),
+        })
     }
 
     /// Opens another client of the same id, which rolls back what the old one left open.
@@ -63,6 +78,7 @@ impl KafkaProducer {
         self.client = Arc::new(connect(&self.link, self.id.as_deref())?);
         self.offsets_sent = None;
         self.phase = Phase::None;
+        self.pace = Pace::default();
         Ok(())
     }
 
@@ -143,6 +159,24 @@ impl KafkaProducer {
                 let reason = format!("{left} records are not acknowledged");
                 return Err(self.link.fault("delivering records", Code::OperationTimedOut, &reason, self.context()));
             }
+        }
+    }
+
+    /// Waits while too much is not acknowledged.
+    fn wait_for_acknowledgements(&mut self) {
+        let mut progress = (i32::MAX, clock::monotonic());
+        loop {
+            let (left, now) = (self.client.in_flight_count(), clock::monotonic());
+            if !self.pace.is_ahead(left) {
+                return;
+            }
+            if left < progress.0 {
+                progress = (left, now);
+            } else if now.duration_since(progress.1) > STANDSTILL {
+                return self.pace.stand_still();
+            }
+            // To poll for a millisecond is to spin through the end of it.
+            thread::park_timeout(Duration::from_millis(1));
         }
     }
 
@@ -367,6 +401,9 @@ impl Producer for KafkaProducer {
                 None => return Err(self.link.error("sending", &error, self.context())),
             }
         }
+        if self.pace.add(&record) {
+            self.wait_for_acknowledgements();
+        }
         self.sends += 1;
         if self.sends.is_multiple_of(SENDS_A_LOOK) {
             self.look();
@@ -384,6 +421,7 @@ impl Producer for KafkaProducer {
         }
         if self.phase != Phase::Deciding {
             self.flush()?;
+            self.pace = Pace::default();
         }
         if self.id.is_none() {
             return match self.context().take_undelivered() {
@@ -467,6 +505,7 @@ impl Producer for KafkaProducer {
             }
         }
         self.phase = Phase::None;
+        self.pace = Pace::default();
         self.context().take_undelivered();
         Ok(())
     }
