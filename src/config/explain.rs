@@ -4,7 +4,6 @@ use std::fmt::Write as _;
 
 use super::plan::{
     BrokerPlan, Emit, Format, GroupPlan, GroupProtocol, MonitorWindow, OnlinePlan, Plan, SourcePlan, Span, Unavailable,
-    WindowPlan,
 };
 use super::units::{label, label_bytes, label_ms};
 use crate::window::{EXACT, state_bytes};
@@ -122,10 +121,12 @@ impl Plan {
         if self.feature_columns().is_empty() {
             return;
         }
-        let _ = writeln!(out, "\n{}", count(self.feature_columns().len(), "feature"));
+        let number = count(self.feature_columns().len(), "feature");
+        let _ = writeln!(out, "\n{number}, named <group>_<function>_<window>, <group>_<function>_<category>_<window>");
         for group in &self.groups {
             self.explain_group(group, out);
         }
+        self.explain_tails(out);
         for derived in &self.derived {
             let _ = writeln!(out, "  {} = {} ({})", derived.column.name, derived.sql, derived.column.data_type);
         }
@@ -204,19 +205,44 @@ impl Plan {
         }
     }
 
+    /// One line a group, however many features it has: their names follow from it.
     fn explain_group(&self, group: &GroupPlan, out: &mut String) {
         if self.sources[group.source].table.is_some() {
             let names: Vec<&str> = group.features.iter().map(|(_, _, column)| &*column.name).collect();
-            let _ = writeln!(out, "  {}: the newest row\n    {}", group.name, names.join(", "));
+            let _ = writeln!(out, "  {}: the newest row: {}", group.name, names.join(", "));
             return;
         }
-        let _ = writeln!(out, "  {}: {}", group.name, aggregated(group, &self.sources[group.source]));
-        for (index, window) in group.windows.iter().enumerate() {
-            let names: Vec<&str> =
-                group.features.iter().filter(|(_, w, _)| *w == index).map(|(_, _, column)| &*column.name).collect();
-            let _ = writeln!(out, "    {:<9} {}", window.label, names.join(", "));
-            if let Some(tiles) = tiles(window) {
-                let _ = writeln!(out, "    {:<9} {tiles}", "");
+        let mut functions: Vec<String> = Vec::new();
+        for (function, _, _) in &group.features {
+            let function = function.to_string();
+            if !functions.contains(&function) {
+                functions.push(function);
+            }
+        }
+        let windows: Vec<&str> = group.windows.iter().map(|window| &*window.label).collect();
+        let _ = writeln!(
+            out,
+            "  {}: {}: {} over {}",
+            group.name,
+            aggregated(group, &self.sources[group.source]),
+            functions.join(", "),
+            windows.join(", ")
+        );
+    }
+
+    /// How the tails of each source's windows move, shortest first. Groups of a source mostly share them.
+    fn explain_tails(&self, out: &mut String) {
+        for (index, source) in self.sources.iter().enumerate() {
+            let groups = self.groups.iter().filter(|group| group.source == index);
+            let mut windows: Vec<(i64, i64)> = groups
+                .flat_map(|group| &group.windows)
+                .filter_map(|window| Some((window.length_ms?, window.tile_ms)))
+                .collect();
+            windows.sort_unstable();
+            windows.dedup();
+            let tails: Vec<String> = windows.into_iter().map(|(length, tile)| tail(length, tile)).collect();
+            if !tails.is_empty() {
+                let _ = writeln!(out, "  tails of windows over {} move by {}", source.name, tails.join(", "));
             }
         }
     }
@@ -247,6 +273,22 @@ impl Plan {
         let _ = writeln!(out, "\ntopics\n  reads  {}\n  writes {}", reads.join(", "), writes.join(", "));
     }
 
+    /// The model's inputs: `50 features`, and where most of all features are among them, which are not.
+    fn inputs(&self, inputs: &[String]) -> String {
+        let columns = self.feature_columns();
+        let others: Vec<&str> = columns
+            .iter()
+            .map(|column| &*column.name)
+            .filter(|name| !inputs.iter().any(|input| input == name))
+            .collect();
+        let number = count(inputs.len(), "feature");
+        match others.len() {
+            0 => number,
+            some if some < inputs.len() => format!("{number} (all but {})", others.join(", ")),
+            _ => number,
+        }
+    }
+
     fn explain_model(&self, out: &mut String) {
         let _ = writeln!(out, "\nstages");
         let does = match self.feature_columns().is_empty() {
@@ -269,7 +311,7 @@ impl Plan {
                 },
                 score.model,
                 score.alias,
-                count(score.features.len(), "feature"),
+                self.inputs(&score.features),
                 score.batch_rows,
                 label_bytes(score.batch_bytes),
                 label(score.batch_wait),
@@ -312,23 +354,24 @@ impl Plan {
     }
 }
 
-/// What is aggregated: "`amount` of purchases by channel where amount < 10000, half-life 7d".
+/// What is aggregated: "`amount` of purchases by channel (web, shop) where amount < 10000, half-life 7d".
 fn aggregated(group: &GroupPlan, source: &SourcePlan) -> String {
     let of = group.of.as_ref().map_or("events".to_owned(), |column| format!("`{}`", column.name));
     let filter = group.filter.as_ref().map(|filter| format!(" where {filter}")).unwrap_or_default();
-    let by = group.by.as_ref().map(|by| format!(" by {}", by.column.name)).unwrap_or_default();
+    let by = group.by.as_ref().map(|by| format!(" by {} ({})", by.column.name, by.categories.join(", ")));
+    let by = by.unwrap_or_default();
     let decay = group.half_life_ms.map(|ms| format!(", half-life {}", label_ms(ms))).unwrap_or_default();
     format!("{of} of {}{by}{filter}{decay}", source.name)
 }
 
-/// How a window's tail moves: `tiles of 12h: the tail moves by 1.7 % of the window`.
-fn tiles(window: &WindowPlan) -> Option<String> {
-    let length = window.length_ms?;
-    if window.tile_ms == EXACT {
-        return Some("exact: the tail moves with every millisecond".to_owned());
+/// By how much a window's tail moves: `12h of 30d (1.7 %)`.
+fn tail(length_ms: i64, tile_ms: i64) -> String {
+    let length = label_ms(length_ms);
+    if tile_ms == EXACT {
+        return format!("each millisecond of {length} (exact)");
     }
-    let share = 100.0 * window.tile_ms as f64 / length as f64;
-    Some(format!("in tiles of {}: the tail moves by {share:.1} % of the window", label_ms(window.tile_ms)))
+    let share = 100.0 * tile_ms as f64 / length_ms as f64;
+    format!("{} of {length} ({share:.1} %)", label_ms(tile_ms))
 }
 
 fn count(number: usize, what: &str) -> String {

@@ -452,6 +452,9 @@ pub struct ScoreSpec {
     /// The model's inputs, in order. Default: all features that are numbers or booleans.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub features: Option<Vec<String>>,
+    /// Features that are none of its inputs, where those are not listed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<String>,
     /// When a micro-batch is scored.
     #[serde(default)]
     pub batch: BatchSpec,

@@ -212,7 +212,7 @@ fn groups_by_category_have_a_feature_for_each() {
     let by = login.by.as_ref().unwrap();
     assert_eq!(by.of_feature, [0, 0, 1, 1, 0, 0, 1, 1]);
     assert_eq!(by.condition(1), "\"user\" = 'O''Hare'");
-    assert!(plan.explain().contains("login: events of logins by user"));
+    assert!(plan.explain().contains("  login: events of logins by user (new york, O'Hare): "));
 }
 
 #[test]
@@ -221,6 +221,24 @@ fn without_a_list_the_model_takes_every_number() {
     let plan = load_text(&text).unwrap();
     assert_eq!(plan.score.unwrap().features.len(), 9);
     assert_eq!(plan.monitor.unwrap().features.len(), 9);
+}
+
+#[test]
+fn the_model_takes_every_number_but_the_excluded_ones() {
+    let without = |exclude: &str| PIPELINE.replace("features = [\"spend_sum_30d\", \"spend_trend\"]", exclude);
+    let all = load_text(&without("")).unwrap();
+    let plan = load_text(&without("exclude = [\"spend_sum_lifetime\", \"spend_trend\"]")).unwrap();
+    let mut expected = all.score.as_ref().unwrap().features.clone();
+    expected.retain(|name| name != "spend_sum_lifetime" && name != "spend_trend");
+    assert_eq!(expected.len(), 7);
+    assert_eq!(plan.score.as_ref().unwrap().features, expected);
+    assert_eq!(plan.feature_columns().len(), all.feature_columns().len(), "they are computed all the same");
+    assert_eq!(plan.definition, all.definition);
+    assert!(
+        plan.explain().contains("from 7 features (all but spend_sum_lifetime, spend_trend);"),
+        "{}",
+        plan.explain()
+    );
 }
 
 #[test]
@@ -334,6 +352,9 @@ fn the_definition_changes_with_what_decides_values_and_with_nothing_else() {
 #[case("spend_trend = ", "spend_sum_1h = ", &["39:1 derived feature `spend_sum_1h` has the name of a feature of group `spend`", "44:30 unknown feature `spend_trend` (features: login_count_7d, login_seconds_since_last_7d, spend_max_1h, spend_max_30d, spend_max_lifetime, spend_sum_1h, spend_sum_30d, spend_sum_lifetime)"])]
 #[case("spend_trend = ", "score = \"1\"\nspend_trend = ", &["39:1 derived feature `score` has the name of the monitor's name for the prediction"])]
 // The model.
+#[case("features = [\"spend_sum_30d\"", "exclude = [\"login_count_7d\"]\nfeatures = [\"spend_sum_30d\"", &["44:1 `exclude` beside a list of `features` (the list says already which they are: leave one of the two out)"])]
+#[case("features = [\"spend_sum_30d\"", "exclude = [\"spend_trend\"", &["44:27 feature `spend_trend` is listed twice"])]
+#[case("features = [\"spend_sum_30d\"", "exclude = [\"spend_min_30d\"", &["44:12 unknown feature `spend_min_30d` (did you mean `spend_max_30d`?)"])]
 #[case("features = [\"spend_sum_30d\"", "features = [\"spend_trend\"", &["44:28 feature `spend_trend` is listed twice"])]
 #[case("window = { rows = 2000 }", "window = { rows = 2000, time = \"1d\" }", &["54:1 a window closes for `rows` or for `time`, not both (keep one of the two)"])]
 #[case("window = { rows = 2000 }", "alpha = 5\ntolerance = 0", &["54:9 `alpha` is a probability between 0 and 1 (0.05 lets one run of windows in twenty raise a false alarm)", "55:13 `tolerance` has to be above 0 (with no tolerance every difference is drift once there are enough rows; 0.02 is a small shift)"])]
@@ -555,10 +576,9 @@ fn the_plan_can_be_read() {
         "entity customer by customer_id (string)",
         "  purchases: topic churn.purchases, Avro; uses customer_id, purchased_at, quantity, amount, channel",
         "    price = amount / quantity (float64)",
-        "9 features",
-        "  spend: `amount` of purchases where channel <> 'SHOP'",
-        "    30d       spend_sum_30d, spend_max_30d",
-        "              in tiles of 1d: the tail moves by 3.3 % of the window",
+        "9 features, named <group>_<function>_<window>, <group>_<function>_<category>_<window>",
+        "  spend: `amount` of purchases where channel <> 'SHOP': sum, max over 1h, 30d, lifetime",
+        "  tails of windows over purchases move by 1m of 1h (1.7 %), 1d of 30d (3.3 %)",
         "  reads  churn.purchases, churn.logins, churn.labels",
     ] {
         assert!(explained.lines().any(|one| one == line), "{line}\nis not in\n{explained}");
@@ -574,7 +594,7 @@ fn the_plan_says_what_exact_windows_keep() {
     let (each, rest) = line.split_once(" B each; one a second would be ").unwrap();
     let (each, all): (f64, f64) = (each.parse().unwrap(), rest.split_once(" MiB").unwrap().0.parse().unwrap());
     assert!((all - each * 7.0 * 86_400.0 / f64::from(1 << 20)).abs() < 0.1, "{explained}");
-    assert!(explained.contains("exact: the tail moves with every millisecond"), "{explained}");
+    assert!(explained.contains("tails of windows over logins move by each millisecond of 7d (exact)"), "{explained}");
     assert!(!explained.contains("stay in memory where they go to disk"), "{explained}");
     let explained = load_text(&format!("{text}\n[state]\nmemory = \"1GiB\"\n")).unwrap().explain();
     let (_, line) = explained.split_once("one a second would be ").unwrap();

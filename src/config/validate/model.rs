@@ -64,7 +64,7 @@ fn score_plan(
         faults.report(&site.get("providers").key(), "`providers` is empty", Some(help.into()));
     }
     let batch = site.get("batch");
-    let features = model_features(score, &site.get("features"), site, features, faults);
+    let features = model_features(score, site, features, faults);
     Some(ScorePlan {
         on: spec.tables.len() + on?,
         model: score.model.clone(),
@@ -82,24 +82,26 @@ fn score_plan(
     })
 }
 
-/// The model's inputs: as listed, or all that a model can take.
-fn model_features(
-    score: &ScoreSpec,
-    site: &Site<'_>,
-    score_site: &Site<'_>,
-    features: &Features,
-    faults: &mut Collector,
-) -> Vec<String> {
+/// The model's inputs: as listed, or all that a model can take but for those that are excluded.
+fn model_features(score: &ScoreSpec, site: &Site<'_>, features: &Features, faults: &mut Collector) -> Vec<String> {
     let takes = |column: &Column| matches!(column.data_type, DataType::Int64 | DataType::Float64 | DataType::Boolean);
     let Some(listed) = &score.features else {
-        let all: Vec<String> =
-            features.columns().iter().filter(|column| takes(column)).map(|column| column.name.to_string()).collect();
-        if all.is_empty() && !features.columns().is_empty() {
+        excluded(&score.exclude, &site.get("exclude"), features, faults);
+        let inputs = features.columns().iter().filter(|column| takes(column)).map(|column| column.name.to_string());
+        let (out, all): (Vec<_>, Vec<_>) = inputs.partition(|name| score.exclude.contains(name));
+        if all.is_empty() && !out.is_empty() {
+            faults.report(&site.get("exclude").key(), "`exclude` leaves the model no input", None);
+        } else if all.is_empty() && !features.columns().is_empty() {
             let message = "none of the features is a number or a boolean, which is what a model takes";
-            faults.report(&score_site.key(), message, None);
+            faults.report(&site.key(), message, None);
         }
         return all;
     };
+    if !score.exclude.is_empty() {
+        let help = "the list says already which they are: leave one of the two out";
+        faults.report(&site.get("exclude").key(), "`exclude` beside a list of `features`", Some(help.into()));
+    }
+    let site = &site.get("features");
     if listed.is_empty() {
         let help = "list the model's inputs, or leave it out for all features";
         faults.report(&site.key(), "`features` is empty", Some(help.into()));
@@ -122,6 +124,18 @@ fn model_features(
         }
     }
     listed.clone()
+}
+
+/// Reports features to leave out that do not exist, or are named twice.
+fn excluded(names: &[String], site: &Site<'_>, features: &Features, faults: &mut Collector) {
+    for (index, name) in names.iter().enumerate() {
+        let site = site.item(index);
+        if names[..index].contains(name) {
+            faults.report(&site.value(), format!("feature `{name}` is listed twice"), None);
+        } else {
+            features.find(name, &site, faults);
+        }
+    }
 }
 
 fn monitor_plan(

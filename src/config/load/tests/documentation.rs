@@ -140,6 +140,7 @@ struct Trial(Project);
 impl Trial {
     fn new() -> Self {
         let pipeline = PIPELINE.replace("window = { rows = 2000 }\n", "").replace(", \"seconds_since_last\"]", "]");
+        let pipeline = pipeline.replace("features = [\"spend_sum_30d\", \"spend_trend\"]\n", "");
         let project = Project::new(&pipeline, PURCHASE);
         let label = r#"{"type": "record", "name": "Label", "fields": [{"name": "customer_id", "type": "string"},
             {"name": "as_of", "type": "long"}, {"name": "churned", "type": "boolean"}]}"#;
