@@ -19,10 +19,12 @@ use crate::window::Applied;
 /// Records of a poll whose latency is told.
 const SAMPLES: usize = 16;
 
-/// When a few of these records arrived in the log, wall clock in milliseconds.
+/// When a few of these records arrived in the log, wall clock in milliseconds. The timestamp of a record without a value is
+/// the instant since when a table's row is gone, which may be long before it came: it tells nothing here.
 pub(super) fn sample(records: &Records) -> impl Iterator<Item = i64> + '_ {
     let stride = records.len().div_ceil(SAMPLES).max(1);
-    records.timestamps.iter().copied().step_by(stride).filter(|at| *at > 0)
+    let some = records.timestamps.iter().copied().enumerate().step_by(stride);
+    some.filter(|(row, at)| *at > 0 && records.values.get(*row).is_some()).map(|(_, at)| at)
 }
 
 /// What every worker counts.
@@ -214,7 +216,9 @@ mod tests {
         let board = Board::new(["purchases"]);
         let mut records = Records::new(TopicPartition::new("purchases", 0));
         let now = clock::now_ms();
-        (0..100).for_each(|offset| records.push(offset, now - 40_000, None, None));
+        (0..105).for_each(|offset| records.push(offset, now - 40_000, None, Some(b"")));
+        // Its turn to be sampled, but it has no value.
+        records.push(105, now - 400_000_000, Some(b"C1"), None);
         let dead = |reason| dead_letter::from_records(&records, 0, "score", reason, String::new());
         let scores = Scores {
             scores: vec![0.5, f64::NAN, 0.25],
