@@ -232,7 +232,7 @@ pub struct GenerateArgs {
     #[arg(long, default_value = "max")]
     pub speed: String,
 
-    /// Stop after so many events.
+    /// Stop after so many events, not counting what the shop knows about its customers on the first day.
     #[arg(long, value_name = "EVENTS")]
     pub limit: Option<u64>,
 

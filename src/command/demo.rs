@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::{Failure, Outcome, load_from, printed, runtime, stop_on_signals};
 use crate::cli::DemoArgs;
 use crate::config::plan::Plan;
-use crate::generate::{ChurnStream, Feed, GenerateOptions, Shift, Stamp};
+use crate::generate::{ChurnStream, Feed, GenerateOptions, Payload, Shift, Stamp};
 use crate::pipeline::{self, Context, RunOptions, Stages, Wiring};
 use crate::runtime::clock;
 use crate::runtime::shutdown::Stop;
@@ -35,6 +35,9 @@ const RATE: u64 = 20_000;
 const MOST_LAG: u64 = 20_000;
 /// A promoted version that is not in use after this long does not load; the log says why, and the demo goes on.
 const LOADING_MS: i64 = 10_000;
+/// Once so many more outcomes than a training needs are in the log, the feed waits for it to begin, but not longer than this.
+const MORE_OUTCOMES: f64 = 1.2;
+const BEGINNING: Duration = Duration::from_secs(15);
 /// What happens after the last chapter is still shown for this long.
 const EPILOGUE: Duration = Duration::from_secs(3);
 
@@ -147,6 +150,8 @@ fn feed(context: &Context, feeding: &Feeding, seed: u64) -> Result<(), String> {
             .map_err(|e| e.to_string())?;
     let started = clock::monotonic();
     let mut paused = Duration::ZERO;
+    let enough = context.plan.retraining.as_ref().map(|r| (r.fresh_labels as f64 * MORE_OUTCOMES) as usize);
+    let mut outcomes = 0;
     for event in ChurnStream::new(options) {
         let time = event.event_time();
         if time >= shift_at && !feeding.shifted.swap(true, Ordering::Relaxed) {
@@ -154,6 +159,9 @@ fn feed(context: &Context, feeding: &Feeding, seed: u64) -> Result<(), String> {
         }
         feed.send(&event).map_err(|e| e.to_string())?;
         feeding.time.fetch_max(time, Ordering::Relaxed);
+        if matches!(&event.payload, Payload::Label(label) if label.as_of >= shift_at) {
+            outcomes += 1;
+        }
         if feed.sent().is_multiple_of(1_000) {
             feed.flush().map_err(|e| e.to_string())?;
             feeding.sent.store(feed.sent(), Ordering::Relaxed);
@@ -163,6 +171,14 @@ fn feed(context: &Context, feeding: &Feeding, seed: u64) -> Result<(), String> {
                 return Ok(());
             }
             let pause = clock::monotonic();
+            if enough.is_some_and(|enough| outcomes >= enough) {
+                outcomes = 0;
+                while !has_trained(&context.board) && pause.elapsed() < BEGINNING {
+                    if context.stop.wait(Duration::from_millis(20)) {
+                        return Ok(());
+                    }
+                }
+            }
             while is_training(&context.board) {
                 if context.stop.wait(Duration::from_millis(20)) {
                     return Ok(());
@@ -179,6 +195,12 @@ fn feed(context: &Context, feeding: &Feeding, seed: u64) -> Result<(), String> {
     feed.flush().map_err(|e| e.to_string())?;
     feeding.over.store(true, Ordering::Relaxed);
     Ok(())
+}
+
+/// True from the first training's start on. Its rows are in the offline files some seconds after they were computed: of the
+/// demo's time weeks, in which the outcomes would go on and leave the times before the shift behind.
+fn has_trained(board: &Board) -> bool {
+    board.milestones().iter().any(|(_, milestone)| *milestone == Milestone::Training)
 }
 
 /// True from a training's start until its outcome is in use. A day of the demo is some milliseconds long, in which nobody could

@@ -31,8 +31,13 @@ pub(super) fn run(args: &GenerateArgs) -> Outcome {
         label_horizon: horizon,
         ..GenerateOptions::default()
     };
-    let events = ChurnStream::new(options)
-        .take(args.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX)));
+    let mut left = args.limit.unwrap_or(u64::MAX);
+    let events = ChurnStream::new(options).take_while(|event| {
+        let counts = is_event(event, start);
+        let wanted = !counts || left > 0;
+        left -= u64::from(counts && wanted);
+        wanted
+    });
     if args.stdout {
         return to_stdout(events);
     }
@@ -50,11 +55,17 @@ pub(super) fn run(args: &GenerateArgs) -> Outcome {
     let mut feed = Feed::open(&plan, broker.as_ref(), registry.as_deref(), Stamp::Now).map_err(Failure::failed)?;
     let started = clock::monotonic();
     let mut told = started;
+    let mut paced_since = None;
     let mut pacer = Pacer::new(pace);
     let mut last = start;
     for event in events {
         last = last.max(event.event_time());
-        let wait = pacer.wait(event.event_time(), started.elapsed());
+        let wait = if is_event(&event, start) {
+            let since = paced_since.get_or_insert_with(clock::monotonic);
+            pacer.wait(event.event_time(), since.elapsed())
+        } else {
+            Duration::ZERO
+        };
         if wait >= Duration::from_millis(1) {
             feed.flush().map_err(Failure::failed)?;
             if stop.wait(wait) {
@@ -84,13 +95,23 @@ pub(super) fn run(args: &GenerateArgs) -> Outcome {
     ))
 }
 
-/// JSON lines: the source's name and the record.
+/// True but for what the shop knows about its customers when the stream begins: that is there at once, and no event.
+fn is_event(event: &GeneratedEvent, start: i64) -> bool {
+    event.timestamp > start
+}
+
+/// JSON lines: the source's name and the record. One without a value comes with its key and timestamp.
 fn to_stdout(events: impl Iterator<Item = GeneratedEvent>) -> Outcome {
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     let mut line = Vec::new();
     for event in events {
         line.clear();
-        line.extend_from_slice(format!("{{\"source\":\"{}\",\"record\":", event.source()).as_bytes());
+        line.extend_from_slice(format!("{{\"source\":\"{}\",", event.source()).as_bytes());
+        if event.is_tombstone() {
+            let key = format!("\"key\":\"{}\",\"timestamp\":{},", event.customer(), event.timestamp);
+            line.extend_from_slice(key.as_bytes());
+        }
+        line.extend_from_slice(b"\"record\":");
         event.write_json(&mut line);
         line.extend_from_slice(b"}\n");
         if let Err(error) = out.write_all(&line) {

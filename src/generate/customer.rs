@@ -1,7 +1,7 @@
 //! One customer: habits, a latent engagement, and what comes next.
 //!
-//! A customer's future is a Markov jump process: purchases, logins, contacts and changes of engagement compete, each with a
-//! rate that depends on the state, the season and the shifts. The next event is drawn by thinning (Lewis and Shedler 1979;
+//! A customer's future is a Markov jump process: purchases, logins, contacts, changes of facts and of engagement compete,
+//! each with a rate that depends on the state, the season and the shifts. The next event is drawn by thinning (Lewis and Shedler 1979;
 //! Ogata 1981): candidates come at a rate that bounds the true one, and each is kept with the ratio of the two.
 
 use rand::Rng;
@@ -9,7 +9,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Exp1, StandardNormal};
 
 use super::DAY_MS;
-use super::event::{Contact, CustomerId, Login, Payload, Purchase};
+use super::event::{Closure, Contact, CustomerId, Login, Payload, Purchase};
+use super::profile::Facts;
 use super::season::Season;
 use super::shift::{Levels, Shift};
 
@@ -32,6 +33,8 @@ pub(super) enum Engagement {
     Active,
     Cooling,
     Gone,
+    /// Gone, and has closed the account.
+    Closed,
 }
 
 /// Factors on a customer's habits in one state of engagement.
@@ -45,13 +48,15 @@ struct Mood {
 
 impl Engagement {
     /// Shares at which the flows between the states balance, so that a stream is stationary from its first day.
-    const AT_START: [(Self, f64); 3] = [(Self::Active, 0.57), (Self::Cooling, 0.13), (Self::Gone, 0.30)];
+    const AT_START: [(Self, f64); 4] =
+        [(Self::Active, 0.57), (Self::Cooling, 0.13), (Self::Gone, 0.225), (Self::Closed, 0.075)];
 
     fn mood(self) -> Mood {
         match self {
             Self::Active => Mood { purchases: 1.0, logins: 1.0, contacts: 1.0, basket: 1.0 },
             Self::Cooling => Mood { purchases: 0.50, logins: 0.25, contacts: 1.3, basket: 0.5 },
             Self::Gone => Mood { purchases: 0.0, logins: 0.03, contacts: 0.02, basket: 0.0 },
+            Self::Closed => Mood { purchases: 0.0, logins: 0.0, contacts: 0.0, basket: 0.0 },
         }
     }
 }
@@ -61,6 +66,7 @@ const COOLING: f64 = 1.0 / 170.0;
 const LEAVING: f64 = 1.0 / 38.0;
 const WARMING: f64 = 1.0 / 90.0;
 const RETURNING: f64 = 1.0 / 80.0;
+const CLOSING: f64 = 1.0 / 240.0;
 
 /// Steps from one purchase to the next.
 const STEPS: u8 = 3;
@@ -87,7 +93,7 @@ struct Habits {
 }
 
 impl Habits {
-    fn draw(rng: &mut ChaCha8Rng) -> Self {
+    fn draw(rng: &mut ChaCha8Rng, facts: &Facts) -> Self {
         let mut normal = || -> f64 { StandardNormal.sample(rng) };
         let (pace, visits, taste, basket, thrift) = (normal(), normal(), normal(), normal(), normal());
         // Segments: the loyal, the regular and the occasional buyer.
@@ -104,7 +110,7 @@ impl Habits {
             price: 2.6 + 0.55 * taste,
             items: 0.8 * (0.40 * basket).exp(),
             price_sensitivity: (1.5 - 4.0 * taste + 0.5 * thrift).clamp(0.0, 8.0),
-            app: if rng.random::<f64>() < 0.6 { 0.85 } else { 0.10 },
+            app: if rng.random::<f64>() < facts.prefers_app() { 0.85 } else { 0.10 },
         }
     }
 }
@@ -113,6 +119,9 @@ impl Habits {
 #[derive(Debug)]
 pub(super) struct Customer {
     habits: Habits,
+    facts: Facts,
+    /// The facts have changed, and no record says so yet.
+    untold: bool,
     engagement: Engagement,
     /// Steps left to the next purchase, from [`STEPS`] down to 1. Several steps a purchase make the intervals more regular
     /// than a Poisson process: people do not shop again in the minute after they did.
@@ -137,26 +146,36 @@ impl Customer {
             })
             .unwrap_or(Engagement::Gone);
         let steps = rng.random_range(1..=STEPS);
-        Self { habits: Habits::draw(rng), engagement, steps, trouble: 0.0, now, position: 0 }
+        let facts = Facts::draw(rng, now, Some(engagement));
+        let habits = Habits::draw(rng, &facts);
+        let untold = engagement != Engagement::Closed;
+        Self { habits, facts, untold, engagement, steps, trouble: 0.0, now, position: 0 }
     }
 
     /// A customer who joins, about to buy.
     pub(super) fn joining(rng: &mut ChaCha8Rng, now: i64) -> Self {
-        Self { habits: Habits::draw(rng), engagement: Engagement::Active, steps: 1, trouble: 0.0, now, position: 0 }
+        let facts = Facts::draw(rng, now, None);
+        let habits = Habits::draw(rng, &facts);
+        Self { habits, facts, untold: true, engagement: Engagement::Active, steps: 1, trouble: 0.0, now, position: 0 }
     }
 
     /// Lives on to the next event; gives its time and record, or nothing if there is none before the world's end. Times of
     /// one customer's events rise strictly.
     pub(super) fn next(&mut self, id: CustomerId, rng: &mut ChaCha8Rng, world: &World) -> Option<(i64, Payload)> {
         loop {
+            if std::mem::take(&mut self.untold) {
+                return Some((self.now, Payload::Profile(self.facts.record(id, self.now))));
+            }
             let levels = Levels::at(&world.shifts, world.start, self.now);
             let mood = self.engagement.mood();
-            let steps = f64::from(STEPS) * self.habits.purchases * mood.purchases * world.scale;
+            let steps =
+                f64::from(STEPS) * self.habits.purchases * mood.purchases * self.facts.purchases() * world.scale;
             let logins = self.habits.logins * mood.logins * world.scale * levels.logins;
-            let contacts = self.habits.contacts * mood.contacts * world.scale * levels.support;
+            let contacts = self.habits.contacts * mood.contacts * self.facts.contacts() * world.scale * levels.support;
+            let changes = self.facts.rates(self.engagement);
             let seasonal = (steps + logins + contacts) * world.season.greatest();
-            // Trouble only fades between events, so the rate of now bounds that of later.
-            let bound = seasonal + self.rate_of_change(&levels);
+            // Trouble only fades between events, and customers only get less new: the rate of now bounds that of later.
+            let bound = seasonal + self.rate_of_change(&levels) + changes.iter().map(|(_, rate)| rate).sum::<f64>();
             let wait: f64 = Exp1.sample(rng);
             let time = self.now.saturating_add((wait / bound * DAY_MS as f64) as i64).saturating_add(1);
             if time >= levels.until.min(world.end) {
@@ -186,8 +205,14 @@ impl Customer {
                 return Some((time, Payload::Login(Login { customer_id: id, logged_in_at: time, device })));
             } else if chosen(contacts * season) {
                 return Some((time, Payload::Contact(self.contact(id, rng))));
+            } else if let Some((change, _)) = changes.into_iter().find(|(_, rate)| chosen(*rate)) {
+                self.facts.change(change, rng, time);
+                self.untold = true;
             } else if chosen(self.rate_of_change(&levels)) {
                 self.change(rng, &levels);
+                if self.engagement == Engagement::Closed {
+                    return Some((time, Payload::Closed(Closure { customer_id: id, closed_at: time })));
+                }
             }
         }
     }
@@ -201,9 +226,12 @@ impl Customer {
     /// Changes of engagement a day.
     fn rate_of_change(&self, levels: &Levels) -> f64 {
         match self.engagement {
-            Engagement::Active => COOLING * self.trouble.exp() * self.haste(levels) * levels.churn,
+            Engagement::Active => {
+                COOLING * self.facts.cooling(self.now) * self.trouble.exp() * self.haste(levels) * levels.churn
+            }
             Engagement::Cooling => LEAVING * self.haste(levels) + WARMING,
-            Engagement::Gone => RETURNING,
+            Engagement::Gone => RETURNING + CLOSING,
+            Engagement::Closed => RETURNING,
         }
     }
 
@@ -216,6 +244,12 @@ impl Customer {
         self.engagement = match self.engagement {
             Engagement::Active => Engagement::Cooling,
             Engagement::Cooling if rng.random::<f64>() * self.rate_of_change(levels) > WARMING => Engagement::Gone,
+            Engagement::Gone if rng.random::<f64>() * self.rate_of_change(levels) > RETURNING => Engagement::Closed,
+            Engagement::Closed => {
+                self.facts.sign_up(self.now);
+                self.untold = true;
+                Engagement::Active
+            }
             Engagement::Cooling | Engagement::Gone => Engagement::Active,
         };
     }

@@ -63,6 +63,44 @@ pub struct Contact {
     pub wait_minutes: f64,
 }
 
+/// What the shop knows about a customer, `schemas/churn/customer.avsc`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Profile {
+    /// Whom it is about.
+    pub customer_id: CustomerId,
+    /// Since when it is true, milliseconds since 1970 UTC.
+    pub changed_at: i64,
+    /// When the account was opened, milliseconds since 1970 UTC.
+    pub signed_up_at: i64,
+    /// Year of birth, where it is known.
+    pub born: Option<i64>,
+    /// `north`, `south`, `east`, `west` or `islands`.
+    pub region: &'static str,
+    /// `free`, `plus` or `premium`.
+    pub plan: &'static str,
+    /// Since when that plan, milliseconds since 1970 UTC.
+    pub plan_since: i64,
+    /// Whether the customer wants the newsletter.
+    pub newsletter: bool,
+    /// `card`, `wallet` or `invoice`.
+    pub payment: &'static str,
+}
+
+/// The end of an account: a record without a value.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Closure {
+    /// Whose.
+    pub customer_id: CustomerId,
+    /// When, milliseconds since 1970 UTC.
+    pub closed_at: i64,
+}
+
+impl Serialize for Closure {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_unit()
+    }
+}
+
 /// What became of a purchase: `[labels]` of the churn pipeline.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Label {
@@ -84,6 +122,8 @@ pub enum Payload {
     Purchase(Purchase),
     Login(Login),
     Contact(Contact),
+    Profile(Profile),
+    Closed(Closure),
     Label(Label),
 }
 
@@ -98,12 +138,14 @@ pub struct GeneratedEvent {
 }
 
 impl GeneratedEvent {
-    /// Names the source of the churn pipeline that it belongs to: `purchases`, `logins`, `support`; or `labels`.
+    /// Names the source of the churn pipeline that it belongs to: `purchases`, `logins`, `support`; its table,
+    /// `profile`; or `labels`.
     pub fn source(&self) -> &'static str {
         match self.payload {
             Payload::Purchase(_) => "purchases",
             Payload::Login(_) => "logins",
             Payload::Contact(_) => "support",
+            Payload::Profile(_) | Payload::Closed(_) => "profile",
             Payload::Label(_) => "labels",
         }
     }
@@ -114,6 +156,8 @@ impl GeneratedEvent {
             Payload::Purchase(p) => p.customer_id,
             Payload::Login(l) => l.customer_id,
             Payload::Contact(c) => c.customer_id,
+            Payload::Profile(p) => p.customer_id,
+            Payload::Closed(c) => c.customer_id,
             Payload::Label(l) => l.customer_id,
         }
     }
@@ -124,16 +168,23 @@ impl GeneratedEvent {
             Payload::Purchase(p) => p.purchased_at,
             Payload::Login(l) => l.logged_in_at,
             Payload::Contact(c) => c.contacted_at,
+            Payload::Profile(p) => p.changed_at,
+            Payload::Closed(c) => c.closed_at,
             Payload::Label(l) => l.labelled_at,
         }
     }
 
-    /// Appends the record as one JSON object.
+    /// True of a record without a value, which ends what its key's records before it said.
+    pub fn is_tombstone(&self) -> bool {
+        matches!(self.payload, Payload::Closed(_))
+    }
+
+    /// Appends the record as one JSON object, or null where it has no value.
     pub fn write_json(&self, out: &mut Vec<u8>) {
         serde_json::to_writer(out, &self.payload).expect("records hold no maps and no non-finite numbers");
     }
 
-    /// Gives the record as a JSON value, for encoders that start from one.
+    /// Gives the record as a JSON value, for encoders that start from one; null where it has no value.
     pub fn to_json(&self) -> serde_json::Value {
         serde_json::to_value(&self.payload).expect("records hold no maps and no non-finite numbers")
     }

@@ -16,7 +16,7 @@ pub enum FeedError {
     Broker(#[from] BrokerError),
     /// The pipeline is not the churn pipeline.
     #[error(
-        "pipeline '{pipeline}' has no source '{source_name}': generated events are a shop's purchases, logins and support contacts, as pipelines/churn declares them"
+        "pipeline '{pipeline}' has no source '{source_name}': generated events are a shop's purchases, logins, support contacts and customers (a table, `profile`), as pipelines/churn declares them"
     )]
     NoSource {
         /// Pipeline.
@@ -37,7 +37,7 @@ pub enum FeedError {
 /// Which time a record is stamped with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stamp {
-    /// The present.
+    /// The present; a record without a value has the made-up world's all the same, for it has no other instant.
     Now,
     /// When it reaches the log in the made-up world.
     Stream,
@@ -70,7 +70,7 @@ impl Feed {
         stamp: Stamp,
     ) -> Result<Self, FeedError> {
         let mut routes = Vec::new();
-        for source in ["purchases", "logins", "support", "labels"] {
+        for source in ["purchases", "logins", "support", "profile", "labels"] {
             let found = if source == "labels" {
                 plan.labels.as_ref().map(|l| (Arc::clone(&l.topic), &l.format))
             } else {
@@ -107,9 +107,10 @@ impl Feed {
     /// An event that the schema cannot hold, or the log's.
     pub fn send(&mut self, event: &GeneratedEvent) -> Result<(), FeedError> {
         let source = event.source();
-        let route = self.routes.iter().find(|r| r.source == source).expect("all four are there since `open`");
+        let route = self.routes.iter().find(|r| r.source == source).expect("all are there since `open`");
         self.value.clear();
         match &route.avro {
+            _ if event.is_tombstone() => {}
             None => event.write_json(&mut self.value),
             Some(encoder) => {
                 encoder
@@ -121,8 +122,8 @@ impl Feed {
         self.producer.send(OutRecord {
             topic: &route.topic,
             key: Some(key.as_bytes()),
-            value: Some(&self.value),
-            timestamp: (self.stamp == Stamp::Stream).then_some(event.timestamp),
+            value: (!event.is_tombstone()).then_some(&self.value),
+            timestamp: (self.stamp == Stamp::Stream || event.is_tombstone()).then_some(event.timestamp),
             ..OutRecord::default()
         })?;
         self.sent += 1;

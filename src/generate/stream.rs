@@ -76,7 +76,8 @@ struct Seat {
     label: Option<u64>,
 }
 
-/// The events of all customers and the labels, in order of arrival. Needs memory for the customers and for the purchases of
+/// The events of all customers and the labels, in order of arrival. What the shop knows about its customers on the first
+/// day comes before everything else, at its first instant. Needs memory for the customers and for the purchases of
 /// one label horizon, however long the stream.
 #[derive(Debug)]
 pub struct ChurnStream {
@@ -144,7 +145,9 @@ impl ChurnStream {
         self.rng.set_word_pos(u128::from(seat.customer.position));
         let next = seat.customer.next(CustomerId(id), &mut self.rng, &self.world);
         if let Some((time, payload)) = next {
-            let delayed = self.rng.random::<f64>() < DISORDERED;
+            // Facts come from a database's log of changes, which has no delays.
+            let facts = matches!(payload, Payload::Profile(_) | Payload::Closed(_));
+            let delayed = !facts && self.rng.random::<f64>() < DISORDERED;
             let delay = if delayed { (self.rng.random::<f64>() * self.disorder as f64) as i64 } else { 0 };
             seat.pending = Some(payload);
             self.queue.push(Reverse(((time + delay).max(arrived), id)));

@@ -161,10 +161,95 @@ fn records_are_written_as_their_schemas_say() {
     assert_eq!(CustomerId(u32::MAX).to_string(), "C4294967295");
 }
 
+#[test]
+fn facts_come_first_change_and_end_with_the_account() {
+    let options = options();
+    let mut known: HashMap<CustomerId, Profile> = HashMap::new();
+    let (mut changes, mut closed, mut reopened) = (HashMap::<&str, u32>::new(), 0, 0);
+    for event in ChurnStream::new(options.clone()) {
+        let customer = event.customer();
+        match &event.payload {
+            Payload::Profile(now) => {
+                assert_eq!((event.timestamp, now.customer_id), (now.changed_at, customer), "facts are never delayed");
+                assert!(now.signed_up_at <= now.plan_since && now.plan_since <= now.changed_at, "{now:?}");
+                let first = event.timestamp == options.start || now.signed_up_at == now.changed_at;
+                match known.insert(customer, now.clone()) {
+                    None => {
+                        assert!(first, "{now:?} comes out of nowhere");
+                        reopened += u32::from(customer.0 < options.customers && event.timestamp > options.start);
+                    }
+                    Some(before) => {
+                        // A customer who moves may stay in the region.
+                        let [moved, paid, planned, wants] = [
+                            before.region != now.region,
+                            before.payment != now.payment,
+                            before.plan != now.plan,
+                            before.newsletter != now.newsletter,
+                        ];
+                        assert!([moved, paid, planned, wants].iter().filter(|c| **c).count() <= 1, "one at a time");
+                        assert_eq!(planned, before.plan_since != now.plan_since);
+                        assert_eq!((before.born, before.signed_up_at), (now.born, now.signed_up_at));
+                        for (what, changed) in
+                            [("region", moved), ("payment", paid), ("plan", planned), ("newsletter", wants)]
+                        {
+                            *changes.entry(what).or_default() += u32::from(changed);
+                        }
+                    }
+                }
+            }
+            Payload::Closed(end) => {
+                assert_eq!((event.timestamp, event.event_time()), (end.closed_at, end.closed_at));
+                assert!(known.remove(&customer).is_some(), "only an account that is open can be closed");
+                assert_eq!((event.is_tombstone(), event.to_json()), (true, serde_json::Value::Null));
+                closed += 1;
+            }
+            Payload::Label(_) => {}
+            _ => assert!(known.contains_key(&customer), "{customer} does something without an account"),
+        }
+    }
+    assert!(closed > 50 && reopened > 50, "{closed} accounts were closed, {reopened} opened again");
+    assert!(["region", "payment", "plan", "newsletter"].iter().all(|what| changes[what] > 50), "{changes:?}");
+}
+
+/// Customers whose newest facts fulfil a condition: share of their purchases that were the last for a month.
+fn churn(events: &[GeneratedEvent], condition: impl Fn(&Profile, i64) -> bool) -> f64 {
+    let mut known: HashMap<CustomerId, &Profile> = HashMap::new();
+    let mut asked: HashMap<(CustomerId, i64), bool> = HashMap::new();
+    let mut outcomes = Vec::new();
+    for event in events {
+        match &event.payload {
+            Payload::Profile(facts) => drop(known.insert(facts.customer_id, facts)),
+            Payload::Purchase(p) => {
+                asked.insert((p.customer_id, p.purchased_at), condition(known[&p.customer_id], p.purchased_at));
+            }
+            Payload::Label(label) if asked[&(label.customer_id, label.as_of)] => {
+                outcomes.push(f64::from(label.churned))
+            }
+            _ => {}
+        }
+    }
+    mean(outcomes.into_iter())
+}
+
+#[test]
+fn who_they_are_tells_who_leaves() {
+    let events: Vec<_> = ChurnStream::new(GenerateOptions { customers: 6_000, ..options() }).collect();
+    let free = churn(&events, |facts, _| facts.plan == "free");
+    let premium = churn(&events, |facts, _| facts.plan == "premium");
+    assert!(free > 1.5 * premium, "free {free}, premium {premium}");
+    let new = churn(&events, |facts, at| at - facts.signed_up_at < 90 * DAY_MS);
+    let old = churn(&events, |facts, at| at - facts.signed_up_at >= 90 * DAY_MS);
+    assert!(new > 1.1 * old, "new {new}, old {old}");
+    let young = churn(&events, |facts, _| facts.born.is_some_and(|born| born >= 1995));
+    let senior = churn(&events, |facts, _| facts.born.is_some_and(|born| born < 1965));
+    assert!(young > 1.1 * senior, "young {young}, senior {senior}");
+}
+
 /// The fields of a record and of its schema file have the same names in the same order.
 #[rstest::rstest]
 #[case("purchases", include_str!("../../schemas/churn/purchase.avsc"))]
 #[case("support", include_str!("../../schemas/churn/contact.avsc"))]
+#[case("profile", include_str!("../../schemas/churn/customer.avsc"))]
 fn records_fit_their_avro_schemas(#[case] source: &str, #[case] schema: &str) {
     let apache_avro::Schema::Record(schema) = apache_avro::Schema::parse_str(schema).unwrap() else {
         panic!("a record's schema")

@@ -39,7 +39,7 @@ fn answers_are_json_where_asked_for() {
 
     let status = parsed(&world.run(&["status", CHURN, "--set", &set, "--json"]));
     let features = status["stages"]["features"].as_array().unwrap();
-    assert!(features.len() == 3 && features.iter().all(|topic| topic["lag"] == 0), "{status}");
+    assert!(features.len() == 4 && features.iter().all(|topic| topic["lag"] == 0), "{status}");
     assert_eq!(status["models"]["aliases"]["production"], "1");
 
     let prediction = world.run(&["topic", "tail", "churn.predictions", "--embedded", &log, "-n", "1"]);

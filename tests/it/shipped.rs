@@ -190,18 +190,28 @@ fn generated_events_fit_the_schemas_of_their_topics() {
     };
 
     // Avro, read by another implementation, is what the JSON lines say.
-    let purchase = avro_schema(&root().join("schemas/churn/purchase.avsc"));
-    let read = |record: &Value| -> Value {
+    let read = |schema: &str, record: &Value| -> Value {
+        if record["value"].is_null() && record["value_base64"].is_null() {
+            return Value::Null;
+        }
         let encoded = record["value_base64"].as_str().expect("Avro is no text here");
         let bytes = base64::Engine::decode(&base64::prelude::BASE64_STANDARD, encoded).unwrap();
         let mut rest = &bytes[..];
-        let value = apache_avro::from_avro_datum(&purchase, &mut rest, None).unwrap();
+        let value = apache_avro::from_avro_datum(&avro_schema(&root().join(schema)), &mut rest, None).unwrap();
         assert!(rest.is_empty());
         value.try_into().unwrap()
     };
-    let purchases: Vec<Value> = records(&world, &log, "churn.purchases").iter().map(read).collect();
+    let of_topic = |topic: &str, schema: &str| -> Vec<Value> {
+        records(&world, &log, topic).iter().map(|record| read(schema, record)).collect()
+    };
+    let purchases = of_topic("churn.purchases", "schemas/churn/purchase.avsc");
     assert!(!purchases.is_empty());
     assert_eq!(in_order(purchases), in_order(as_json.remove("purchases").unwrap()));
+
+    // A table: an account that is closed has no value.
+    let customers = of_topic("churn.customers", "schemas/churn/customer.avsc");
+    assert!(customers.contains(&Value::Null) && customers.iter().any(|facts| facts["born"].is_null()));
+    assert_eq!(in_order(customers), in_order(as_json.remove("profile").unwrap()));
 
     // So does driftline, which is told the schema by the pipeline.
     let tailed = world.run(&["topic", "tail", "churn.purchases", "--pipeline", CHURN, "--set", &set, "-n", "1"]);
@@ -232,4 +242,53 @@ fn generated_events_fit_the_schemas_of_their_topics() {
         }
     }
     assert_eq!(in_order(written), in_order(as_json.remove("logins").unwrap()));
+}
+
+/// What a prediction takes to be true of a customer is what the newest record at the purchase's instant says.
+#[test]
+fn predictions_know_the_facts_as_of_their_purchase() {
+    const DAY: i64 = 86_400_000;
+    let world = World::new();
+    let log = world.path("log").display().to_string();
+    let set = format!("broker.path={log}");
+    let generate = ["generate", CHURN, "--set", &set, "--customers", "600", "--days", "80"];
+    world.run(&generate);
+    world.run(&["run", CHURN, "--set", &set, "--until-end", "--listen", "none"]);
+
+    let mut facts: BTreeMap<String, BTreeMap<i64, Value>> = BTreeMap::new();
+    for line in world.run(&[&generate[..], &["--stdout"]].concat()).lines() {
+        let event: Value = serde_json::from_str(line).unwrap();
+        let record = &event["record"];
+        if event["source"] == "profile" {
+            let (customer, since) = match record {
+                Value::Null => (&event["key"], &event["timestamp"]),
+                _ => (&record["customer_id"], &record["changed_at"]),
+            };
+            let customer = facts.entry(customer.as_str().unwrap().to_owned()).or_default();
+            customer.insert(since.as_i64().unwrap(), record.clone());
+        }
+    }
+    let plans = ["free", "plus", "premium"];
+    let (mut newer, mut changed) = (0, 0);
+    let predictions = messages(&world, &log, "churn.predictions");
+    for prediction in &predictions {
+        let at = prediction["event_time"].as_i64().unwrap();
+        let of_customer = &facts[prediction["entity"]["customer_id"].as_str().unwrap()];
+        let (since, known) = of_customer.range(..=at).next_back().unwrap();
+        let features = &prediction["features"];
+        let number = |name: &str| features[name].as_f64();
+        assert_eq!(
+            number("profile_tier"),
+            plans.iter().position(|plan| known["plan"] == *plan).map(|tier| tier as f64)
+        );
+        assert_eq!(number("profile_newsletter"), Some(f64::from(known["newsletter"] == true)));
+        assert_eq!(number("profile_islands"), Some(f64::from(known["region"] == "islands")));
+        let day = |instant: &Value| instant.as_i64().unwrap().div_euclid(DAY) as f64;
+        assert_eq!(number("tenure_days"), Some(at.div_euclid(DAY) as f64 - day(&known["signed_up_at"])));
+        assert_eq!(number("plan_days"), Some(at.div_euclid(DAY) as f64 - day(&known["plan_since"])));
+        assert_eq!(number("age").is_some(), known["born"].is_i64());
+        newer += u32::from(*since > 1_735_689_600_000);
+        changed += u32::from(of_customer.range(at + 1..).next().is_some());
+    }
+    assert!(newer > 200 && changed > 200, "{newer} know more than the first day, {changed} not yet what came later");
 }
