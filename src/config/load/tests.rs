@@ -549,7 +549,7 @@ fn windows_have_a_column_for_each_function_and_category() {
     assert_eq!(windows_.by.as_ref().unwrap().of_feature, [0, 1, 2, 0, 1, 2]);
     let explained = plan.explain();
     assert!(
-        explained.contains("visits: `amount` of purchases by channel, to topic churn.windows.visits"),
+        explained.contains("visits: `amount` of purchases by channel (web, 9_1, 1), to topic churn.windows.visits"),
         "{explained}"
     );
     let found = lines(load_text(&windows("\"p99\", \"p99_9\"")));
