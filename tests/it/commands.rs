@@ -63,7 +63,7 @@ fn log_lines_are_json_where_asked_for() {
         world.output(&["generate", CHURN, "--set", &set, "--customers", "5", "--days", "2", "--log-format", "json"]);
     assert_eq!(code(&output), 0);
     let lines: Vec<Value> = errors(&output).lines().map(parsed).collect();
-    assert_eq!(lines.len(), 4, "one topic created a line: {lines:?}");
+    assert_eq!(lines.len(), 5, "one topic created a line: {lines:?}");
     assert!(lines.iter().all(|line| line["level"] == "INFO" && line["topic"].is_string()));
 }
 
