@@ -66,6 +66,13 @@ const NAMED: [(&str, Function); 19] = [
 ];
 
 impl Function {
+    /// All functions; of the quantiles some.
+    #[cfg(test)]
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        let quantiles = [1, 500, 950].map(Self::Quantile);
+        NAMED.into_iter().map(|(_, function)| function).chain(quantiles)
+    }
+
     /// Type of the values over a column of type `of`, or over events; `None` where there is no such aggregate.
     pub fn output_type(self, of: Option<DataType>) -> Option<DataType> {
         use DataType::{Boolean, Float64, Int64, Timestamp};

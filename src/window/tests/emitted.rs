@@ -25,7 +25,7 @@ pub(super) fn windows(
 }
 
 /// Windows that aggregate what a group does.
-fn windows_of(group: GroupPlan, span: Span, early_ms: Option<i64>) -> EmittedPlan {
+pub(super) fn windows_of(group: GroupPlan, span: Span, early_ms: Option<i64>) -> EmittedPlan {
     let name = group.name;
     let functions = group.features.into_iter().enumerate().map(|(at, (function, _, c))| {
         let category = group.by.as_ref().map(|by| format!("_{}", by.categories[by.of_feature[at]]));
@@ -68,7 +68,7 @@ pub(super) fn rows_of(batch: &RecordBatch) -> Vec<Row> {
 }
 
 /// All rows that a plan's windows emit, computed from the definition of a window.
-struct Oracle<'a> {
+pub(super) struct Oracle<'a> {
     windows: &'a EmittedPlan,
     /// Events that were not late: offset, event.
     accepted: Vec<(i64, Event)>,
@@ -83,7 +83,7 @@ impl Oracle<'_> {
     }
 
     /// As `run`, where event time does not pass `end`.
-    fn run_to(windows: &EmittedPlan, bound: i64, end: i64, log: &[Event]) -> Vec<Row> {
+    pub fn run_to(windows: &EmittedPlan, bound: i64, end: i64, log: &[Event]) -> Vec<Row> {
         let mut oracle = Oracle { windows, accepted: Vec::new(), fresh: BTreeSet::new(), rows: Vec::new() };
         let mut newest: Option<i64> = None;
         for (offset, event) in (0..).zip(log) {

@@ -21,7 +21,7 @@ fn in_event_time(plan: &Plan) -> Plan {
 }
 
 /// The rows of a log that are not late, by the definition of late: offsets.
-fn accepted(log: &[Event], bound: i64) -> Vec<usize> {
+pub(super) fn accepted(log: &[Event], bound: i64) -> Vec<usize> {
     let mut newest = i64::MIN;
     let mut accepted = Vec::new();
     for (offset, event) in log.iter().enumerate() {
@@ -98,7 +98,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn without_offset((_, mut row): (i64, Row)) -> Row {
+pub(super) fn without_offset((_, mut row): (i64, Row)) -> Row {
     row.remove("source_offset").expect("every row has it");
     row
 }

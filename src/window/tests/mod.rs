@@ -6,6 +6,7 @@ mod edges;
 mod emitted;
 mod event_time;
 mod exact;
+mod matrix;
 mod oracle;
 mod properties;
 mod rekeyed;
@@ -103,23 +104,28 @@ fn window(length_ms: i64, tile_ms: i64) -> WindowPlan {
     }
 }
 
+/// The functions of a type, one of each kind.
 fn functions_of(of: Option<DataType>) -> Vec<Function> {
-    use Function::{
-        Count, Distinct, First, Last, Max, Mean, Min, Quantile, Rate, Ratio, SecondsSinceLast, Slope, Std, Sum, Top,
-        Var,
-    };
-    let numbers = [Count, Sum, Mean, Min, Max, Var, Std, First, Last, SecondsSinceLast, Rate, Slope, Distinct];
-    let more = [Quantile(1), Quantile(500), Quantile(950), Top(1), Top(3)];
-    match of {
-        None => vec![Count, SecondsSinceLast, Rate],
-        Some(DataType::Int64 | DataType::Float64) => [&numbers[..], &more].concat(),
-        Some(DataType::Timestamp) => vec![Count, Min, Max, First, Last, Distinct, Top(1)],
-        Some(DataType::Boolean) => vec![Count, First, Last, Ratio, Distinct, Top(1), Top(2)],
-        Some(DataType::String) => vec![Count, First, Last, Distinct, Top(1), Top(2)],
-    }
+    let is_one_of_several = |function: &Function| matches!(function, Function::Top(2 | 4..));
+    all_functions_of(of).into_iter().filter(|function| !is_one_of_several(function)).collect()
+}
+
+fn all_functions_of(of: Option<DataType>) -> Vec<Function> {
+    Function::all().filter(|function| function.output_type(of).is_some()).collect()
 }
 
 fn group(name: &str, source: usize, of: Option<&str>, filter: Option<&str>, windows: &[WindowPlan]) -> GroupPlan {
+    group_with(functions_of, name, source, of, filter, windows)
+}
+
+fn group_with(
+    functions_of: impl Fn(Option<DataType>) -> Vec<Function>,
+    name: &str,
+    source: usize,
+    of: Option<&str>,
+    filter: Option<&str>,
+    windows: &[WindowPlan],
+) -> GroupPlan {
     let of = of.map(field);
     let data_type = of.as_ref().map(|of| of.data_type);
     let features = windows.iter().enumerate().flat_map(|(index, window)| {
