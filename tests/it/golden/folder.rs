@@ -134,23 +134,24 @@ impl Folder {
         let mut world = World::new();
         let path = world.path("log").display().to_string();
         world.set("LOG", &path);
-        self.log_in(world, input, partitions)
+        self.log_in(world, &[], input, partitions)
     }
 
     /// Kafka with this input, under a name of its own.
-    pub fn log_on(&self, kafka: &Kafka, input: &[Line], partitions: i32) -> Log {
+    pub fn log_on(&self, kafka: &Kafka, settings: &[(&str, &str)], input: &[Line], partitions: i32) -> Log {
         let mut world = World::new();
         let path = world.path("online").display().to_string();
         world.set("LOG", &path);
         world.set("KAFKA_BROKERS", &kafka.address());
         world.set("RUN", &unique("-run"));
-        self.log_in(world, input, partitions)
+        self.log_in(world, settings, input, partitions)
     }
 
-    fn log_in(&self, world: World, input: &[Line], partitions: i32) -> Log {
+    fn log_in(&self, world: World, settings: &[(&str, &str)], input: &[Line], partitions: i32) -> Log {
         let environment = |name: &str| world.variable(name);
-        let plan = config::load_with(&self.path, &environment, &[]).unwrap();
-        let log = Log { folder: self.path.clone(), world, plan, keys: self.keys() };
+        let settings: Vec<_> = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let plan = config::load_with(&self.path, &environment, &settings).unwrap();
+        let log = Log { folder: self.path.clone(), world, settings, plan, keys: self.keys() };
         let broker = log.open();
         let settings = TopicSettings { partitions: partitions.unsigned_abs(), compacted: false, retention_ms: None };
         for source in &log.plan.sources {
@@ -177,11 +178,10 @@ impl Folder {
         self.input().iter().filter_map(key).collect()
     }
 
-    /// Failpoints that a run of this folder passes: those that only its first run passes, and the others.
-    pub fn points_passed(&self, input: &[Line]) -> Points {
+    /// Failpoints that a run on this log, which is empty, passes: those that only its first run passes, and the others.
+    pub fn points_passed(&self, log: &Log, input: &[Line]) -> Points {
         let all = crate::process::failpoints();
         let say: Vec<String> = all.iter().map(|point| format!("{point}=say")).collect();
-        let log = self.log(&[], 4);
         let mut passed = input.chunks(input.len().div_ceil(2)).map(|part| {
             log.write(part);
             let output = log.command(1).env("DRIFTLINE_FAILPOINTS", say.join(";")).output().unwrap();
@@ -221,6 +221,8 @@ fn read_answers(folder: &std::path::Path) -> BTreeMap<String, Vec<Value>> {
 pub struct Log {
     folder: PathBuf,
     world: World,
+    /// Laid over the definition.
+    settings: Vec<(String, String)>,
     plan: Plan,
     keys: BTreeSet<Vec<String>>,
 }
@@ -267,6 +269,9 @@ impl Log {
     fn endless(&self, workers: usize) -> Command {
         let mut command = self.world.command(&["features"]);
         command.arg(&self.folder).args(["--listen", "none", "--view", "none", "--workers", &workers.to_string()]);
+        for (key, value) in &self.settings {
+            command.args(["--set", &format!("{key}={value}")]);
+        }
         command
     }
 
@@ -294,8 +299,9 @@ impl Log {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// Runs it part by part, killed at one of these failpoints each time, then to the end. Gives the number of kills.
-    pub fn killed(&self, input: &[Line], points: &Points, at_once: bool) -> usize {
+    /// Runs it part by part by so many workers, killed at one of these failpoints each time, then to the end. Gives the
+    /// number of kills.
+    pub fn killed(&self, input: &[Line], points: &Points, workers: usize, at_once: bool) -> usize {
         let parts = if at_once { 1 } else { PARTS };
         let mut kills = 0;
         for (number, part) in input.chunks(input.len().div_ceil(parts)).enumerate() {
@@ -307,7 +313,7 @@ impl Log {
             }
             for point in now {
                 // With all input there from the start, one that has come to the end is not killed any more.
-                let mut command = if at_once { self.command(1) } else { self.endless(1) };
+                let mut command = if at_once { self.command(workers) } else { self.endless(workers) };
                 let mut process = {
                     command.env("DRIFTLINE_FAILPOINTS", format!("{point}=kill@1"));
                     self.world.start(command)
@@ -319,7 +325,7 @@ impl Log {
                 }
             }
         }
-        self.run(1);
+        self.run(workers);
         kills
     }
 

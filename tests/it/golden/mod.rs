@@ -7,6 +7,7 @@
 mod folder;
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -65,7 +66,8 @@ fn golden(#[case] name: &str) {
 
     // Killed at every failpoint there is on the way, with more input after each.
     let killed = folder.log(&[], 4);
-    let kills = killed.killed(&input, &folder.points_passed(&input), folder.is_settled_by_arrival());
+    let points = folder.points_passed(&folder.log(&[], 4), &input);
+    let kills = killed.killed(&input, &points, 1, folder.is_settled_by_arrival());
     assert!(kills >= 8, "{kills} kills");
     killed.outcome().assert_same(&outcome, "killed");
 
@@ -87,16 +89,60 @@ fn golden(#[case] name: &str) {
     assert_independent_of_order(&folder, &found, &outcome);
 }
 
-#[test]
-fn golden_on_kafka() {
-    let kafka = Kafka::shared();
-    let folder = Folder::open("emitted");
+/// How the brokers share partitions out, and when they miss a member that was killed.
+const CLASSIC: &[(&str, &str)] =
+    &[("broker.properties", r#"{ "session.timeout.ms" = "1500", "heartbeat.interval.ms" = "300" }"#)];
+const CONSUMER: &[(&str, &str)] = &[("broker.group_protocol", "consumer")];
+
+/// A broker that soon misses a member of a group of its own protocol.
+fn kafka() -> &'static Kafka {
+    static KAFKA: LazyLock<Kafka> = LazyLock::new(|| Kafka::start_with("group.consumer.session.timeout.ms=1500\n"));
+    &KAFKA
+}
+
+/// On Kafka as on the embedded log: the same bytes by one, two and four workers.
+#[rstest]
+#[case::avro("avro")]
+#[case::bad_records("bad-records")]
+#[case::by("by")]
+#[case::decay("decay")]
+#[case::emitted("emitted")]
+#[case::event_time("event-time")]
+#[case::exact("exact")]
+#[case::sliding("sliding")]
+#[case::sources("sources")]
+#[case::sql("sql")]
+fn golden_on_kafka(#[case] name: &str) {
+    assert!(FOLDERS.contains(&name));
+    let folder = Folder::open(name);
     let input = folder.input();
-    let log = folder.log_on(kafka, &input, 4);
-    log.run(3);
-    let wanted = folder.log(&input, 4);
-    wanted.run(1);
-    log.outcome_when(&wanted.outcome()).assert_same(&wanted.outcome(), "Kafka");
+    let embedded = folder.log(&input, 4);
+    embedded.run(1);
+    let wanted = embedded.outcome();
+    for (workers, protocol) in [(1, CONSUMER), (2, CLASSIC), (4, CONSUMER)] {
+        let log = folder.log_on(kafka(), protocol, &input, 4);
+        log.run(workers);
+        log.outcome_when(&wanted).assert_same(&wanted, &format!("{workers} workers, {protocol:?}"));
+    }
+}
+
+/// One folder of each kind of output and of waiting, killed at every failpoint that it passes on Kafka.
+#[rstest]
+#[case::dead_letters("bad-records")]
+#[case::windows("emitted")]
+#[case::rows_that_wait("event-time")]
+#[case::rows("exact")]
+fn golden_on_kafka_killed(#[case] name: &str) {
+    let folder = Folder::open(name);
+    let input = folder.input();
+    let embedded = folder.log(&input, 4);
+    embedded.run(1);
+    let wanted = embedded.outcome();
+    let points = folder.points_passed(&folder.log_on(kafka(), CLASSIC, &[], 4), &input);
+    let log = folder.log_on(kafka(), CLASSIC, &[], 4);
+    let kills = log.killed(&input, &points, 2, folder.is_settled_by_arrival());
+    assert!(kills >= 8, "{kills} kills");
+    log.outcome_when(&wanted).assert_same(&wanted, "killed on Kafka");
 }
 
 /// What the order of arrival within `out_of_order` must not change: rows of closed windows, the online store in the end, and,
