@@ -21,6 +21,9 @@ pub mod headers {
     pub const MARK: &str = "driftline.rekey.mark";
 }
 
+/// Partitions of a source that a mark may tell of at most: what it says is kept in memory for each.
+const MOST_PARTITIONS: usize = 1 << 16;
+
 /// The partition of records that no re-keyer wrote. They come first of their event time, and tell nothing of it.
 const UNKNOWN: i32 = -1;
 
@@ -61,7 +64,8 @@ pub fn unpack(records: &Records) -> (Records, Rekeyed) {
         let own = with_headers.next_if(|(at, _)| *at == row).map(|(_, headers)| headers.as_slice()).unwrap_or_default();
         let value = |name: &str| own.iter().find(|header| header.name == name).map(|header| header.value.as_slice());
         let mark = value(headers::MARK).filter(|_| records.values.get(row).is_none());
-        if let Some(mark) = mark.and_then(|mark| serde_json::from_slice::<MarkRecord>(mark).ok()) {
+        let mark = mark.and_then(|mark| serde_json::from_slice::<MarkRecord>(mark).ok());
+        if let Some(mark) = mark.filter(|mark| mark.partitions <= MOST_PARTITIONS) {
             let channels = mark.partitions;
             let marks = mark.at.into_iter();
             rekeyed.marks.extend(marks.map(|(partition, newest, idle)| Mark { partition, channels, newest, idle }));

@@ -119,13 +119,18 @@ pub(super) fn decode(
         if out.len() >= max || (!out.is_empty() && out.keys.bytes() + out.values.bytes() >= max_bytes) {
             return Ok(true);
         }
+        let offset = offset(row);
+        // A reader goes on behind the last one.
+        if out.offsets.last().is_some_and(|last| *last >= offset) {
+            return Err(Damaged);
+        }
         if let Some((_, list)) = headers.next_if(|(at, _)| *at == row) {
             out.headers.push((out.len(), list));
         }
         let timestamp = i64::from_le_bytes(timestamps[8 * row..8 * row + 8].try_into().expect("eight bytes"));
         let key = keys.blob(u32_at(key_lengths, row))?;
         let value = values.blob(u32_at(value_lengths, row))?;
-        out.push(offset(row), timestamp, key, value);
+        out.push(offset, timestamp, key, value);
     }
     Ok(false)
 }

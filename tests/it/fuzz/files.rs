@@ -21,7 +21,7 @@ use super::plan;
 const CLOCK: TaskClock<'_> = TaskClock { caught_up: &[true, true], idle: &[false, false] };
 
 /// Orders with offsets from `first` on, applied to a task. Gives what the task had to say.
-fn apply(plan: &Plan, task: &mut Task, first: i64) -> Result<Vec<RecordBatch>, WindowError> {
+pub(super) fn apply(plan: &Plan, task: &mut Task, first: i64) -> Result<Vec<RecordBatch>, WindowError> {
     let mut records = Records::new(TopicPartition::new(&*plan.sources[0].topic, 0));
     for n in 0..30 {
         let (offset, time) = (first + n, 1_700_000_000_000 + (first + n) * 600_000);

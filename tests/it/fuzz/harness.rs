@@ -1,5 +1,7 @@
-//! Runs a target over changed inputs, finds the panicking ones, and makes them small.
+//! Runs a target over changed inputs, finds those that panic or ask for far more memory than they have bytes, and makes them
+//! small.
 
+use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::fmt::Write as _;
 use std::fs::File;
@@ -14,6 +16,11 @@ use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
 
 use super::mutate::{Mutator, Shape};
+
+/// Bytes that a decoder may ask for at once: inputs have at most a thousandth of it.
+const MOST_AT_ONCE: usize = 256 << 20;
+/// Bytes that it does not get: the process then ends, and the note of the case under way stays.
+const NEVER: usize = 2 << 30;
 
 /// Attempts at making a panicking input smaller.
 const ATTEMPTS: usize = 3000;
@@ -35,6 +42,46 @@ pub struct Target<'a> {
 thread_local! {
     /// Panics of this thread are expected, so they are not printed.
     static QUIET: Cell<bool> = const { Cell::new(false) };
+    /// The most bytes that this thread has asked for at once, while it decodes.
+    static LARGEST: Cell<usize> = const { Cell::new(0) };
+}
+
+/// The system's allocator, which notes what decoders ask for.
+pub struct Watched;
+
+impl Watched {
+    /// False where a decoder asks for what it must not get.
+    fn allows(bytes: usize) -> bool {
+        // A thread that ends has no such values any more.
+        if QUIET.try_with(Cell::get).unwrap_or(false) {
+            let _ = LARGEST.try_with(|largest| largest.set(largest.get().max(bytes)));
+            return bytes <= NEVER;
+        }
+        true
+    }
+}
+
+// SAFETY: all is done by the system's allocator, which keeps the contract; a refusal is a null, as it is there.
+unsafe impl GlobalAlloc for Watched {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller keeps the contract.
+        if Self::allows(layout.size()) { unsafe { System.alloc(layout) } } else { std::ptr::null_mut() }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller keeps the contract.
+        if Self::allows(layout.size()) { unsafe { System.alloc_zeroed(layout) } } else { std::ptr::null_mut() }
+    }
+
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: the caller keeps the contract.
+        if Self::allows(size) { unsafe { System.realloc(at, layout, size) } } else { std::ptr::null_mut() }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the contract.
+        unsafe { System.dealloc(at, layout) }
+    }
 }
 
 /// What a run is asked for by the environment.
@@ -142,11 +189,16 @@ impl Target<'_> {
     }
 }
 
-/// The panic's message, where there is one.
+/// The panic's message, where there is one; or what was asked for, where that was too much.
 fn panics(decode: &impl Fn(&[Vec<u8>]), input: &[Vec<u8>]) -> Option<String> {
+    LARGEST.set(0);
     QUIET.set(true);
     let result = catch_unwind(AssertUnwindSafe(|| decode(input)));
     QUIET.set(false);
+    let largest = LARGEST.get();
+    if largest > MOST_AT_ONCE {
+        return Some(format!("it asks for {largest} bytes at once"));
+    }
     let payload = result.err()?;
     let text = payload.downcast_ref::<String>().cloned();
     Some(text.or_else(|| payload.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default())
@@ -203,6 +255,25 @@ fn a_panic_is_found_and_its_input_made_small() {
     // The case that it names panics by itself.
     let case = text.split("DRIFTLINE_FUZZ_FIRST=").nth(1).and_then(|rest| rest.split(' ').next()).expect("a number");
     assert!(panics(&decode, &target.input(case.parse().expect("a number"))).is_some());
+}
+
+#[test]
+fn a_decoder_that_believes_a_length_is_found() {
+    let target = Target {
+        name: "greedy",
+        shapes: &[Shape::Bytes],
+        corpus: vec![vec![4_u32.to_le_bytes().to_vec()]],
+        words: &[],
+        cases: 5_000,
+    };
+    let decode = |parts: &[Vec<u8>]| {
+        let length = parts[0].first_chunk().map_or(0, |length| u32::from_le_bytes(*length).min(1 << 29));
+        drop(std::hint::black_box(Vec::<u8>::with_capacity(length as usize)));
+    };
+    let asked = Asked { time: None, first: 0, cases: None };
+    let failed = catch_unwind(AssertUnwindSafe(|| target.run_with(decode, &asked))).expect_err("it is found");
+    let text = failed.downcast_ref::<String>().expect("it is told in words");
+    assert!(text.contains("bytes at once"), "{text}");
 }
 
 #[test]

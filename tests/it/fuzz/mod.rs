@@ -1,4 +1,4 @@
-//! Fuzzing of every decoder: no input, however odd, may make driftline panic.
+//! Fuzzing of every decoder: no input, however odd, may make driftline panic or ask for memory without bounds.
 //!
 //! Each test takes valid inputs of one decoder, changes them at random in ways that keep most of their structure (bytes, words
 //! of a text, nodes of a JSON document), and decodes what comes out. Where that panics, the test fails with the number of the
@@ -9,11 +9,15 @@ mod files;
 mod harness;
 mod mutate;
 mod records;
+mod stores;
 
 use driftline::config;
 use driftline::config::plan::Plan;
 
 use crate::process::root;
+
+#[global_allocator]
+static ALLOCATOR: harness::Watched = harness::Watched;
 
 /// A record of [`schema`] as JSON.
 const VISIT: &str = r#"{"customer_id": "c1", "branch": 7, "at": 1700000000000, "page": "start", "kind": "b", "price": "12.50",
