@@ -351,7 +351,7 @@ pub enum VersionsCommand {
         #[arg(long)]
         shadow_topics: bool,
     },
-    /// Compare the feature rows of two versions, event by event.
+    /// Compare two versions: their feature rows, event by event, and those of emitted windows, window by window.
     Compare {
         /// Which pipeline.
         #[command(flatten)]

@@ -16,7 +16,7 @@ use crate::cli::{PipelineArgs, RunArgs, VersionsArgs, VersionsCommand};
 use crate::config::plan::{BrokerPlan, Plan};
 use crate::runtime::clock;
 use crate::runtime::failpoint;
-use crate::store::{Action, OfflineStore, Version, Versions};
+use crate::store::{Action, Definition, OfflineStore, Version, Versions};
 
 pub(super) fn run(args: &VersionsArgs) -> Outcome {
     match &args.command {
@@ -29,7 +29,7 @@ pub(super) fn run(args: &VersionsArgs) -> Outcome {
             let versions = place.versions()?;
             let base = place.number(&versions, base.unwrap_or(versions.serving))?;
             let newest = versions.versions.iter().rev().find(|v| v.dropped_at.is_none() && v.number != base.number);
-            let own = versions.of(&place.plan.definition).filter(|v| v.number != base.number);
+            let own = versions.of(&place.definition()).filter(|v| v.number != base.number);
             let with = match (with, own.or(newest)) {
                 (Some(number), _) => place.number(&versions, *number)?,
                 (None, Some(found)) => found.clone(),
@@ -95,7 +95,11 @@ impl Place {
         match (definitions.next(), definitions.next()) {
             (Some(definition), None) => {
                 let topics = topics.into_iter().collect();
-                Ok(Versions::first(&self.plan.name, &definition, topics, clock::now_ms()))
+                let definition = Definition { features: definition, windows: String::new() };
+                let mut record = Versions::first(&self.plan.name, &definition, topics, clock::now_ms());
+                // Its checkpoints do not tell.
+                record.versions.iter_mut().for_each(|version| version.windows = None);
+                Ok(record)
             }
             (None, _) => Err(Failure::Failed(format!(
                 "{} has no checkpoint in {}: nothing serves yet, `driftline run` begins its first version",
@@ -107,6 +111,11 @@ impl Place {
                 self.offline.describe()
             ))),
         }
+    }
+
+    /// That of pipeline.toml.
+    fn definition(&self) -> Definition {
+        Definition::of(&self.plan)
     }
 
     fn number(&self, versions: &Versions, number: u32) -> Result<Version, Failure> {
@@ -133,7 +142,7 @@ impl Place {
 
     /// The store of a version's files.
     fn files(&self, version: &Version) -> Result<OfflineStore, Failure> {
-        self.offline.of_version(version.number, &version.definition).map_err(Failure::failed)
+        self.offline.of_version(version.number, &version.recorded()).map_err(Failure::failed)
     }
 
     /// Next offset of each source's partition in a version's newest checkpoints.
@@ -166,8 +175,10 @@ fn bootstrap(run: &RunArgs, until_caught_up: bool, shadow_topics: bool) -> Outco
     {
         let place = Place::open(&run.pipeline)?;
         let versions = place.versions()?;
-        let definition = &place.plan.definition;
-        match versions.of(definition) {
+        let definition = &place.definition();
+        // Of one from before windows were told it is not known whether they have changed.
+        let known = versions.of(definition).filter(|version| version.is(definition));
+        match known {
             Some(version) if version.number == versions.serving => {
                 return Err(Failure::Failed(format!(
                     "version {} has this definition and serves: nothing has changed",
@@ -182,7 +193,7 @@ fn bootstrap(run: &RunArgs, until_caught_up: bool, shadow_topics: bool) -> Outco
                     Ok(bootstrapped.map_or_else(|| versions.clone(), |(record, _)| record))
                 });
                 let number = record?.of(definition).map_or(0, |version| version.number);
-                tracing::info!(version = number, definition, "computing it beside version {}", versions.serving);
+                tracing::info!(version = number, %definition, "computing it beside version {}", versions.serving);
                 failpoint::hit("versions.bootstrapped");
             }
         }
@@ -221,7 +232,7 @@ fn switch(args: &PipelineArgs, to: Option<u32>, anyway: bool) -> Outcome {
     let versions = place.versions()?;
     let to = match to {
         Some(number) => place.number(&versions, number)?,
-        None => versions.of(&place.plan.definition).cloned().ok_or_else(|| {
+        None => versions.of(&place.definition()).cloned().ok_or_else(|| {
             Failure::Failed("pipeline.toml is none of the versions; `driftline versions bootstrap` comes first".into())
         })?,
     };
@@ -284,7 +295,8 @@ fn list(args: &PipelineArgs, as_json: bool) -> Outcome {
         }
         rows.push(json!({
             "number": version.number, "role": role, "definition": version.definition,
-            "is_pipeline_toml": version.definition == place.plan.definition,
+            "windows": version.windows,
+            "is_pipeline_toml": version.is(&place.definition()),
             "created_at": version.created_at, "served_from": version.served_from, "served_to": version.served_to,
             "dropped_at": version.dropped_at,
             "checkpoints_behind": committed.as_ref().map(|_| json!(behind)),

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::plan::{Column, Emit, Plan};
+use super::plan::{Column, Emit, EmittedPlan, Plan, Span};
 
 /// First 16 hex digits of SHA-256 over canonical JSON of all that decides feature values: entity, sources (fields, keys,
 /// event time, lateness, SQL), feature groups and derived features. Where the log and the stores are is no part of it, nor
@@ -77,8 +77,32 @@ pub(super) fn hash(plan: &Plan) -> String {
     }
     let rekeyed = plan.sources.iter().filter(|source| source.rekeyed.is_some());
     canonical.extend(rekeyed.map(|source| json!(["rekeyed", &*source.name])));
-    let canonical = Value::from(canonical).to_string();
-    hex::encode(&Sha256::digest(canonical.as_bytes())[..8])
+    digest(&Value::from(canonical))
+}
+
+impl Plan {
+    /// As the definition, of all that decides what `[windows]` emit beyond it; empty where there are none. No feature's value
+    /// depends on them, so they are no part of the definition.
+    pub fn windows_definition(&self) -> String {
+        if self.windows.is_empty() {
+            return String::new();
+        }
+        let table = |windows: &EmittedPlan| {
+            let span = match windows.span {
+                Span::Hopping { length_ms, step_ms } => json!(["hopping", length_ms, step_ms]),
+                Span::Session { gap_ms } => json!(["session", gap_ms]),
+            };
+            let of = windows.of.as_ref().map(|of| &*of.name);
+            let functions: Vec<Value> =
+                windows.functions.iter().map(|(f, column)| json!([f, &*column.name, column.data_type])).collect();
+            json!([windows.name, windows.source, of, windows.filter, span, functions, windows.early_ms])
+        };
+        digest(&json!([1, self.windows.iter().map(table).collect::<Vec<_>>()]))
+    }
+}
+
+fn digest(canonical: &Value) -> String {
+    hex::encode(&Sha256::digest(canonical.to_string().as_bytes())[..8])
 }
 
 fn columns(columns: &[Column]) -> Vec<Value> {

@@ -35,7 +35,7 @@ use crate::runtime::clock;
 use crate::runtime::failpoint;
 use crate::score::{BatchLimits, Batcher, CloseReason, Closed, Scorer, Scores};
 use crate::source::{DeadLetter, Decoded, SourceDecoder, dead_letter, rekeyed};
-use crate::store::{Manifest, OfflineError, OnlineError};
+use crate::store::{Definition, Manifest, OfflineError, OnlineError};
 use crate::telemetry::board::Kind;
 use crate::telemetry::metrics::{CHECKPOINT_PAUSE, Step, Steps};
 use crate::window::{Applied, FeatureRows, Published, Task, TaskClock, WindowError, emitted_columns, row_columns};
@@ -741,14 +741,20 @@ fn newest_checkpoint(context: &Context, partition: i32) -> Result<Option<Manifes
                 windows: Vec::new(),
                 ..manifest
             };
-            Ok(Some(Manifest { definition: context.plan.definition.clone(), ..nothing }))
+            let Definition { features, windows } = Definition::of(&context.plan);
+            Ok(Some(Manifest { definition: features, windows_definition: Some(windows), ..nothing }))
         }
-        Some(manifest) if manifest.definition != context.plan.definition => Err(RunError::DefinitionChanged {
-            partition,
-            saved: manifest.definition,
-            now: context.plan.definition.clone(),
-        }),
-        other => Ok(other),
+        Some(manifest) => {
+            let now = Definition::of(&context.plan);
+            // Without windows, or from before they were told: what is open of them tells.
+            let windows = manifest.windows_definition.clone().unwrap_or_else(|| now.windows.clone());
+            let saved = Definition { features: manifest.definition.clone(), windows };
+            if saved == now {
+                return Ok(Some(manifest));
+            }
+            Err(RunError::DefinitionChanged { partition, saved: saved.to_string(), now: now.to_string() })
+        }
+        None => Ok(None),
     }
 }
 

@@ -20,7 +20,7 @@ use crate::config::plan::Plan;
 use crate::runtime::clock;
 use crate::runtime::failpoint;
 use crate::runtime::shutdown::Stop;
-use crate::store::{OfflineError, OfflineStore, Role, Versions};
+use crate::store::{Definition, OfflineError, OfflineStore, Role, Versions};
 use crate::telemetry::board::Kind;
 
 /// How often the record is asked for.
@@ -36,6 +36,7 @@ pub(super) fn topics(plan: &Plan) -> Vec<String> {
 /// # Errors
 /// A definition that is none of the pipeline's versions, without `--rebuild`.
 pub(super) fn begin(plan: &Plan, offline: &OfflineStore, options: &RunOptions) -> Result<Role, RunError> {
+    let definition = Definition::of(plan);
     loop {
         let now = clock::now_ms();
         let record = match offline.versions()? {
@@ -44,27 +45,27 @@ pub(super) fn begin(plan: &Plan, offline: &OfflineStore, options: &RunOptions) -
                 if let Some(saved) = definitions.into_iter().find(|saved| *saved != plan.definition)
                     && !options.rebuild
                 {
-                    return Err(RunError::NoVersion { serving: 1, saved, now: plan.definition.clone() });
+                    return Err(RunError::NoVersion { serving: 1, saved, now: definition.to_string() });
                 }
-                Versions::first(&plan.name, &plan.definition, topics(plan), now)
+                Versions::first(&plan.name, &definition, topics(plan), now)
             }
-            Some(versions) => match versions.role(&plan.definition) {
-                Role::Unknown { .. } if options.rebuild => versions.rebuilt(&plan.definition, topics(plan), now),
+            Some(versions) => match versions.role(&definition) {
+                Role::Unknown { .. } if options.rebuild => versions.rebuilt(&definition, topics(plan), now),
                 Role::Unknown { .. } => return Err(no_version(plan, &versions)),
                 role => return Ok(role),
             },
         };
         // Where another process was faster, its record is as good.
         if offline.record_versions(&record)? {
-            return Ok(record.role(&plan.definition));
+            return Ok(record.role(&definition));
         }
     }
 }
 
 /// The definition is none of these versions.
 pub(super) fn no_version(plan: &Plan, versions: &Versions) -> RunError {
-    let saved = versions.number(versions.serving).map(|v| v.definition.clone()).unwrap_or_default();
-    RunError::NoVersion { serving: versions.serving, saved, now: plan.definition.clone() }
+    let saved = versions.number(versions.serving).map(|v| v.recorded().to_string()).unwrap_or_default();
+    RunError::NoVersion { serving: versions.serving, saved, now: Definition::of(plan).to_string() }
 }
 
 impl Context {

@@ -229,7 +229,14 @@ impl OfflineStore {
             written.push(path.clone());
             let (from, to) = instants(&checkpoint.rows, row_columns::EVENT_TIME)
                 .ok_or_else(|| OfflineError::corrupt(&path, "feature rows without an event time"))?;
-            files.push(DataFile { path: path.clone(), definition: self.definition.clone(), rows, bytes, from, to });
+            files.push(DataFile {
+                path: path.clone(),
+                definition: self.definition.features.clone(),
+                rows,
+                bytes,
+                from,
+                to,
+            });
         }
         let mut windows = checkpoint.previous.map_or_else(Vec::new, |m| m.windows.clone());
         for (window, emitted) in &checkpoint.windows {
@@ -254,7 +261,8 @@ impl OfflineStore {
         Ok(Manifest {
             format: Manifest::FORMAT,
             pipeline: self.pipeline.clone(),
-            definition: self.definition.clone(),
+            definition: self.definition.features.clone(),
+            windows_definition: Some(self.definition.windows.clone()).filter(|windows| !windows.is_empty()),
             partition,
             sequence,
             created_at: clock::now_ms(),

@@ -25,6 +25,9 @@ pub struct Manifest {
     pub pipeline: String,
     /// Hash of the feature definitions that state and rows were computed with.
     pub definition: String,
+    /// Hash of the definition of emitted windows, where there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub windows_definition: Option<String>,
     /// Partition number of the task.
     pub partition: i32,
     /// Number of this checkpoint, from 1, without gaps.
@@ -204,6 +207,7 @@ mod tests {
             format: Manifest::FORMAT,
             pipeline: "churn".into(),
             definition: "00ff".into(),
+            windows_definition: None,
             partition: 3,
             sequence: 7,
             created_at: 1_700_000_000_000,
@@ -227,7 +231,7 @@ mod tests {
         );
         assert_eq!(serde_json::from_str::<Manifest>(&text).unwrap(), manifest);
         let update = StateFile { path: "state/partition=3/y.arrow".into(), rows: 3, bytes: 4 };
-        let manifest = Manifest { updates: vec![update], ..manifest };
+        let manifest = Manifest { updates: vec![update], windows_definition: Some("aa00".into()), ..manifest };
         let text = serde_json::to_string(&manifest).unwrap();
         assert!(
             text.contains(r#","updates":[{"path":"state/partition=3/y.arrow","rows":3,"bytes":4}],"files""#),

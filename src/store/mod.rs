@@ -25,7 +25,7 @@ pub use manifest::{DataFile, Manifest, StateFile};
 pub use offline::{OfflineError, OfflineStore};
 pub use online::{OnlineError, OnlineStore, open_online, open_online_at};
 pub use reader::{PartitionSummary, RowReader};
-pub use versions::{Action, Role, Version, Versions};
+pub use versions::{Action, Definition, Role, Version, Versions};
 
 /// One value in the online store or a feature row.
 #[derive(Debug, Clone, PartialEq)]

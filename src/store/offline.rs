@@ -22,7 +22,7 @@ use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
 
 use super::online::remedy;
-use super::versions;
+use super::versions::{self, Definition};
 use crate::config::plan::Plan;
 
 /// Feature rows and task states of one pipeline. Its calls block, so they must not come from a thread of the runtime.
@@ -30,7 +30,7 @@ pub struct OfflineStore {
     pub(super) store: Arc<dyn ObjectStore>,
     pub(super) runtime: Handle,
     pub(super) pipeline: String,
-    pub(super) definition: String,
+    pub(super) definition: Definition,
     /// The folder of the version's files where the store is the local file system.
     local: Option<PathBuf>,
     name: String,
@@ -49,7 +49,7 @@ impl OfflineStore {
         let root = Self::open_root(plan, runtime)?;
         match root.role()?.version() {
             1 => Ok(root),
-            number => root.of_version(number, &plan.definition),
+            number => root.of_version(number, &Definition::of(plan)),
         }
     }
 
@@ -57,13 +57,13 @@ impl OfflineStore {
     ///
     /// # Errors
     /// Where its folder cannot be made.
-    pub fn of_version(&self, number: u32, definition: &str) -> Result<Self, OfflineError> {
+    pub fn of_version(&self, number: u32, definition: &Definition) -> Result<Self, OfflineError> {
         let root = self.root();
         let mut version = Self {
             store: Arc::clone(&root.store),
             runtime: root.runtime.clone(),
             pipeline: root.pipeline.clone(),
-            definition: definition.to_owned(),
+            definition: definition.clone(),
             local: root.local.clone(),
             name: root.name.clone(),
             root: None,
@@ -111,7 +111,7 @@ impl OfflineStore {
             store,
             runtime,
             pipeline: plan.name.clone(),
-            definition: plan.definition.clone(),
+            definition: Definition::of(plan),
             name: local
                 .as_ref()
                 .map_or_else(|| format!("{}/{}", url.trim_end_matches('/'), plan.name), |f| f.display().to_string()),

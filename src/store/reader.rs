@@ -1,6 +1,6 @@
 //! Reading offline files back: a batch at a time, over any object store.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use arrow::ipc::{Block, root_as_footer};
 use object_store::ObjectStoreExt as _;
 use object_store::path::Path;
 
-use super::manifest::{DataFile, Manifest};
+use super::manifest::{DataFile, Manifest, WindowFile};
 use super::offline::{OfflineError, OfflineStore};
 use crate::broker::Offsets;
 use crate::runtime::guard::guarded;
@@ -54,7 +54,8 @@ impl OfflineStore {
     /// Where a manifest cannot be read. Files are opened later, by the iterator.
     pub fn read_rows(&self, range: Range<i64>, columns: Option<&[&str]>) -> Result<RowReader<'_>, OfflineError> {
         let manifests = self.newest_manifests()?;
-        let wanted = |f: &DataFile| f.definition == self.definition && f.from < range.end && f.to >= range.start;
+        let wanted =
+            |f: &DataFile| f.definition == self.definition.features && f.from < range.end && f.to >= range.start;
         let files = manifests.into_iter().flat_map(|m| m.files).filter(wanted).collect();
         let columns = columns.map(|names| names.iter().map(|n| (*n).to_owned()).collect());
         Ok(RowReader { store: self, range, columns, files, open: None })
@@ -66,8 +67,36 @@ impl OfflineStore {
     /// Where a manifest cannot be read. Files are opened later, by the iterator.
     pub fn read_partition(&self, partition: i32) -> Result<RowReader<'_>, OfflineError> {
         let files = self.latest(partition)?.into_iter().flat_map(|m| m.files);
-        let files = files.filter(|f| f.definition == self.definition).collect();
+        let files = files.filter(|f| f.definition == self.definition.features).collect();
         Ok(RowReader { store: self, range: i64::MIN..i64::MAX, columns: None, files, open: None })
+    }
+
+    /// All rows of a table of emitted windows of one partition, in the order they were written.
+    ///
+    /// # Errors
+    /// Where a manifest cannot be read. Files are opened later, by the iterator.
+    pub fn read_windows<'a>(
+        &'a self,
+        window: &str,
+        partition: i32,
+    ) -> Result<impl Iterator<Item = Result<RecordBatch, OfflineError>> + use<'a>, OfflineError> {
+        let files = self.latest(partition)?.into_iter().flat_map(|m| m.windows);
+        let files: Vec<WindowFile> = files.filter(|file| file.window == window).collect();
+        Ok(files.into_iter().flat_map(|file| {
+            let (batches, error) = match self.batches(&file.path, file.bytes, None) {
+                Ok(batches) => (Some(batches), None),
+                Err(error) => (None, Some(Err(error))),
+            };
+            batches.into_iter().flatten().chain(error)
+        }))
+    }
+
+    /// Names of the emitted windows of which there are rows.
+    ///
+    /// # Errors
+    /// Where the store does not answer.
+    pub fn windows(&self) -> Result<BTreeSet<String>, OfflineError> {
+        Ok(self.newest_manifests()?.into_iter().flat_map(|m| m.windows).map(|file| file.window).collect())
     }
 
     /// The newest checkpoint of every partition, by partition number.

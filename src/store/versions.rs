@@ -10,11 +10,13 @@
 //! one is refused, and the records tell what happened when. A pipeline without records has one version, its first.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use super::manifest::sequence_of;
 use super::offline::{OfflineError, OfflineStore, Record};
+use crate::config::plan::Plan;
 use crate::runtime::{clock, failpoint};
 
 /// Folder of the records.
@@ -63,14 +65,40 @@ pub enum Action {
     Rebuilt,
 }
 
+/// What tells one version from another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Definition {
+    /// Hash of all that decides features.
+    pub features: String,
+    /// Hash of `[windows]`; empty where there are none.
+    pub windows: String,
+}
+
+impl Definition {
+    /// A plan's.
+    pub fn of(plan: &Plan) -> Self {
+        Self { features: plan.definition.clone(), windows: plan.windows_definition() }
+    }
+}
+
+impl fmt::Display for Definition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { features, windows } = self;
+        if windows.is_empty() { f.write_str(features) } else { write!(f, "{features} with windows {windows}") }
+    }
+}
+
 /// One definition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Version {
     /// Number, from 1.
     pub number: u32,
-    /// Hash of the definition.
+    /// Hash of the features' definition.
     pub definition: String,
+    /// Hash of `[windows]`, empty where there are none; `None` in records from before they were part of a version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub windows: Option<String>,
     /// Topics of its sources.
     pub topics: Vec<String>,
     /// When it was prepared, milliseconds since 1970 UTC.
@@ -148,7 +176,7 @@ impl Versions {
     pub const FORMAT: u32 = 1;
 
     /// The record of a pipeline's first version.
-    pub fn first(pipeline: &str, definition: &str, topics: Vec<String>, at: i64) -> Self {
+    pub fn first(pipeline: &str, definition: &Definition, topics: Vec<String>, at: i64) -> Self {
         let version = Version { served_from: Some(at), ..Version::new(1, definition, topics, at) };
         Self {
             format: Self::FORMAT,
@@ -163,32 +191,43 @@ impl Versions {
         }
     }
 
-    /// The version of a definition: the newest of those that are not dropped.
-    pub fn of(&self, definition: &str) -> Option<&Version> {
-        self.versions.iter().rev().find(|v| v.definition == definition && v.dropped_at.is_none())
+    /// The version of a definition: the newest of those that are not dropped. One whose windows are not known is meant where
+    /// no other is.
+    pub fn of(&self, definition: &Definition) -> Option<&Version> {
+        let unknown = |v: &&Version| v.windows.is_none() && v.definition == definition.features;
+        self.exactly(definition).or_else(|| self.kept().rev().find(unknown))
+    }
+
+    fn exactly(&self, definition: &Definition) -> Option<&Version> {
+        self.kept().rev().find(|v| v.is(definition))
+    }
+
+    fn kept(&self) -> impl DoubleEndedIterator<Item = &Version> {
+        self.versions.iter().filter(|v| v.dropped_at.is_none())
     }
 
     /// A version by its number, where it is not dropped.
     pub fn number(&self, number: u32) -> Option<&Version> {
-        self.versions.iter().find(|v| v.number == number && v.dropped_at.is_none())
+        self.kept().find(|v| v.number == number)
     }
 
     /// What a process with this definition may do.
-    pub fn role(&self, definition: &str) -> Role {
+    pub fn role(&self, definition: &Definition) -> Role {
         let serving = self.serving;
         match self.of(definition) {
             // Of two with one definition, the one that serves is meant.
-            _ if self.number(serving).is_some_and(|v| v.definition == definition) => {
+            _ if self.number(serving).is_some_and(|v| v.is(definition)) => {
                 Role::Serving { version: serving, epoch: self.epoch }
             }
+            Some(version) if version.number == serving => Role::Serving { version: serving, epoch: self.epoch },
             Some(version) => Role::Following { version: version.number, serving },
             None => Role::Unknown { serving, epoch: self.epoch },
         }
     }
 
     /// The record with one version more, and its number. `None` where the definition has one already.
-    pub fn bootstrapped(&self, definition: &str, topics: Vec<String>, at: i64) -> Option<(Self, u32)> {
-        if self.of(definition).is_some() {
+    pub fn bootstrapped(&self, definition: &Definition, topics: Vec<String>, at: i64) -> Option<(Self, u32)> {
+        if self.exactly(definition).is_some() {
             return None;
         }
         let number = self.versions.iter().map(|v| v.number).max().unwrap_or(0) + 1;
@@ -228,10 +267,11 @@ impl Versions {
     }
 
     /// The record with another definition of the serving version.
-    pub fn rebuilt(&self, definition: &str, topics: Vec<String>, at: i64) -> Self {
+    pub fn rebuilt(&self, definition: &Definition, topics: Vec<String>, at: i64) -> Self {
         let mut next = self.next(Action::Rebuilt, at);
         for version in next.versions.iter_mut().filter(|v| v.number == self.serving) {
-            definition.clone_into(&mut version.definition);
+            version.definition.clone_from(&definition.features);
+            version.windows = Some(definition.windows.clone());
             version.topics.clone_from(&topics);
         }
         next
@@ -243,16 +283,27 @@ impl Versions {
 }
 
 impl Version {
-    fn new(number: u32, definition: &str, topics: Vec<String>, at: i64) -> Self {
+    fn new(number: u32, definition: &Definition, topics: Vec<String>, at: i64) -> Self {
         Self {
             number,
-            definition: definition.to_owned(),
+            definition: definition.features.clone(),
+            windows: Some(definition.windows.clone()),
             topics,
             created_at: at,
             served_from: None,
             served_to: None,
             dropped_at: None,
         }
+    }
+
+    /// What it was recorded with.
+    pub fn recorded(&self) -> Definition {
+        Definition { features: self.definition.clone(), windows: self.windows.clone().unwrap_or_default() }
+    }
+
+    /// True where it is of this definition. One whose windows are not known is taken to have none.
+    pub fn is(&self, definition: &Definition) -> bool {
+        self.definition == definition.features && self.windows.as_deref().unwrap_or_default() == definition.windows
     }
 }
 
@@ -323,7 +374,7 @@ impl OfflineStore {
     /// # Errors
     /// Where the store does not answer.
     pub fn hand_over(&self, epoch: u32, partition: i32) -> Result<(), OfflineError> {
-        let text = serde_json::json!({ "at": clock::now_ms(), "definition": self.definition });
+        let text = serde_json::json!({ "at": clock::now_ms(), "definition": self.definition.features });
         self.root().put_new(&handed_over(epoch, partition), text.to_string().into_bytes())?;
         Ok(())
     }
@@ -361,49 +412,76 @@ impl OfflineStore {
 mod tests {
     use super::*;
 
+    fn definition(features: &str, windows: &str) -> Definition {
+        Definition { features: features.into(), windows: windows.into() }
+    }
+
     fn first() -> Versions {
-        Versions::first("p", "a", vec!["t".into()], 1)
+        Versions::first("p", &definition("a", ""), vec!["t".into()], 1)
     }
 
     #[test]
     fn a_version_is_prepared_serves_and_gives_way_again() {
         let v1 = first();
-        assert_eq!(v1.role("a"), Role::Serving { version: 1, epoch: 0 });
-        assert_eq!(v1.role("b"), Role::Unknown { serving: 1, epoch: 0 });
-        let (both, number) = v1.bootstrapped("b", vec!["t".into()], 2).unwrap();
+        assert_eq!(v1.role(&definition("a", "")), Role::Serving { version: 1, epoch: 0 });
+        assert_eq!(v1.role(&definition("b", "")), Role::Unknown { serving: 1, epoch: 0 });
+        let (both, number) = v1.bootstrapped(&definition("b", ""), vec!["t".into()], 2).unwrap();
         assert_eq!((number, both.sequence), (2, 2));
-        assert_eq!(both.bootstrapped("b", Vec::new(), 3), None, "it has a version");
-        assert_eq!(both.role("b"), Role::Following { version: 2, serving: 1 });
+        assert_eq!(both.bootstrapped(&definition("b", ""), Vec::new(), 3), None, "it has a version");
+        assert_eq!(both.role(&definition("b", "")), Role::Following { version: 2, serving: 1 });
 
         let switched = both.switched(2, Action::Switched, 4).unwrap();
-        assert_eq!(switched.role("b"), Role::Serving { version: 2, epoch: 1 });
-        assert_eq!(switched.role("a"), Role::Following { version: 1, serving: 2 });
+        assert_eq!(switched.role(&definition("b", "")), Role::Serving { version: 2, epoch: 1 });
+        assert_eq!(switched.role(&definition("a", "")), Role::Following { version: 1, serving: 2 });
         assert_eq!((switched.previous, switched.versions[0].served_to), (Some(1), Some(4)));
         assert_eq!(switched.switched(2, Action::Switched, 5), None, "it serves");
         assert_eq!(switched.switched(3, Action::Switched, 5), None, "there is none");
         assert_eq!(switched.dropped(2, 5), None, "it serves");
 
         let back = switched.switched(1, Action::RolledBack, 6).unwrap();
-        assert_eq!((back.role("a"), back.previous), (Role::Serving { version: 1, epoch: 2 }, Some(2)));
+        assert_eq!((back.role(&definition("a", "")), back.previous), (Role::Serving { version: 1, epoch: 2 }, Some(2)));
         let dropped = back.dropped(2, 7).unwrap();
-        assert_eq!((dropped.role("b"), dropped.previous), (Role::Unknown { serving: 1, epoch: 2 }, None));
+        assert_eq!(
+            (dropped.role(&definition("b", "")), dropped.previous),
+            (Role::Unknown { serving: 1, epoch: 2 }, None)
+        );
         assert_eq!(dropped.switched(2, Action::Switched, 8), None, "its files are gone");
-        let (again, number) = dropped.bootstrapped("b", Vec::new(), 9).unwrap();
+        let (again, number) = dropped.bootstrapped(&definition("b", ""), Vec::new(), 9).unwrap();
         assert_eq!(number, 3, "numbers are not used again");
-        assert_eq!(again.role("b"), Role::Following { version: 3, serving: 1 });
+        assert_eq!(again.role(&definition("b", "")), Role::Following { version: 3, serving: 1 });
     }
 
     #[test]
     fn a_rebuild_keeps_the_number() {
-        let rebuilt = first().rebuilt("c", vec!["u".into()], 5);
-        assert_eq!(rebuilt.role("c"), Role::Serving { version: 1, epoch: 0 });
-        assert_eq!(rebuilt.role("a"), Role::Unknown { serving: 1, epoch: 0 });
+        let rebuilt = first().rebuilt(&definition("c", ""), vec!["u".into()], 5);
+        assert_eq!(rebuilt.role(&definition("c", "")), Role::Serving { version: 1, epoch: 0 });
+        assert_eq!(rebuilt.role(&definition("a", "")), Role::Unknown { serving: 1, epoch: 0 });
         assert_eq!(rebuilt.versions[0].topics, ["u"]);
     }
 
     #[test]
+    fn other_windows_are_another_version() {
+        let (one, two) = (definition("a", "w"), definition("a", "x"));
+        let v1 = Versions::first("p", &one, Vec::new(), 1);
+        assert_eq!(v1.role(&one), Role::Serving { version: 1, epoch: 0 });
+        for other in [&two, &definition("a", "")] {
+            assert_eq!(v1.role(other), Role::Unknown { serving: 1, epoch: 0 });
+        }
+        let (both, _) = v1.bootstrapped(&two, Vec::new(), 2).unwrap();
+        assert_eq!((both.role(&one).version(), both.role(&two)), (1, Role::Following { version: 2, serving: 1 }));
+
+        // In a record from before, what serves is of any windows, until there is one that says that it is of these.
+        let mut before = v1.clone();
+        before.versions[0].windows = None;
+        assert_eq!((before.role(&one), before.role(&two)), (v1.role(&one), v1.role(&one)));
+        let (both, _) = before.bootstrapped(&two, Vec::new(), 2).unwrap();
+        assert_eq!((both.role(&one), both.role(&two)), (v1.role(&one), Role::Following { version: 2, serving: 1 }));
+        assert_eq!(before.bootstrapped(&definition("a", ""), Vec::new(), 2), None, "nothing is known to have changed");
+    }
+
+    #[test]
     fn a_record_round_trips() {
-        let (record, _) = first().bootstrapped("b", Vec::new(), 2).unwrap();
+        let (record, _) = first().bootstrapped(&definition("b", ""), Vec::new(), 2).unwrap();
         let text = serde_json::to_string(&record).unwrap();
         assert_eq!(serde_json::from_str::<Versions>(&text).unwrap(), record);
     }

@@ -252,7 +252,7 @@ pub enum WindowError {
     /// A checkpoint is of other windows.
     #[error(
         "the checkpoint was written with other [windows]: `{found}`, and these are `{expected}`. What is open of them cannot be \
-         carried over: start over with --rebuild, or restore the old ones"
+         carried over: `driftline versions bootstrap` computes these beside the old ones, --rebuild in their place"
     )]
     OtherWindows {
         /// Layout now.

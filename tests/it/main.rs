@@ -26,5 +26,6 @@ mod source_plan;
 mod stores;
 mod tables;
 mod versions;
+mod window_versions;
 mod windows;
 mod workers;

@@ -287,7 +287,12 @@ fn versions_are_switched_under_load_and_back_and_every_event_has_one_prediction(
                 found >= count
             });
         };
-        let mut first = shop.world.start(shop.running(&["run"], "v1"));
+        // It dies when it is to take over again, after the rollback.
+        let mut command = shop.running(&["run"], "v1");
+        if cfg!(feature = "failpoints") {
+            command.env("DRIFTLINE_FAILPOINTS", "features.handing_over=kill");
+        }
+        let mut first = shop.world.start(command);
         come(&mut first, 600);
 
         // Nothing but version 1 may run as it is.
@@ -323,7 +328,15 @@ fn versions_are_switched_under_load_and_back_and_every_event_has_one_prediction(
         come(&mut second, 4_000);
         first.until_printed("version 1 does not serve any more, version 2 does");
 
-        shop.done(shop.command(&["versions", "rollback"], "v2"));
+        shop.killed(shop.command(&["versions", "rollback"], "v2"), "versions.before_record=kill");
+        assert_eq!(shop.list()["serving"], 2);
+        shop.killed(shop.command(&["versions", "rollback"], "v2"), "versions.recorded=kill");
+        if cfg!(feature = "failpoints") {
+            assert_eq!(first.end().signal(), Some(libc::SIGKILL), "{}", first.printed());
+            first = shop.world.start(shop.running(&["run"], "v1"));
+        } else {
+            shop.done(shop.command(&["versions", "rollback"], "v2"));
+        }
         come(&mut first, EVENTS);
         assert_eq!(shop.list()["serving"], 1);
         for customer in 0..CUSTOMERS {

@@ -1,6 +1,7 @@
-//! Two versions' feature rows, event by event.
+//! Two versions' feature rows, event by event, and their rows of emitted windows, window by window.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::Hash;
 use std::io::Write as _;
 use std::sync::Arc;
 
@@ -10,8 +11,9 @@ use arrow::util::display::array_value_to_string;
 use serde_json::{Value, json};
 
 use super::{Failure, Outcome, Place, printed};
-use crate::store::{OfflineStore, Version};
-use crate::window::row_columns;
+use crate::broker::{Offsets, TopicPartition};
+use crate::store::{OfflineError, OfflineStore, Version};
+use crate::window::{emitted_columns, row_columns};
 
 /// Columns that say where a row comes from.
 const ORIGINS: [&str; 6] = [
@@ -39,8 +41,34 @@ pub(super) fn run(
     }
     let (left, right) = (place.files(base)?, place.files(with)?);
     let keys: Vec<&str> = place.plan.entity.keys.iter().map(|key| &*key.name).collect();
-    let compared = compare(&left, &right, &keys, tolerance)?;
-    let report = compared.report(base.number, with.number, tolerance);
+    let stores = Stores::open([&left, &right])?;
+    let compared = stores.features(&keys, tolerance)?;
+    let (mut windows, mut differ) = (Vec::new(), compared.differs());
+    let [left_only, right_only, both] = stores.windows()?;
+    for name in both {
+        let source = place.plan.windows.iter().find(|table| table.name == name).map(|table| table.source);
+        // A table that pipeline.toml does not have any more tells no topic; nearly all pipelines have one.
+        let topic: &str = match source {
+            Some(source) => &place.plan.sources[source].topic,
+            None => base.topics.first().map_or("", String::as_str),
+        };
+        let compared = stores.emitted(&name, topic, &keys, tolerance)?;
+        differ |= compared.differs();
+        let mut table = compared.report();
+        table["window"] = name.into();
+        windows.push(table);
+    }
+    let mut report = compared.report();
+    for (key, value) in [
+        ("base", json!(base.number)),
+        ("with", json!(with.number)),
+        ("tolerance", json!(tolerance)),
+        ("windows", json!(windows)),
+        ("windows_only_in_base", json!(left_only)),
+        ("windows_only_in_with", json!(right_only)),
+    ] {
+        report[key] = value;
+    }
     let mut out = std::io::stdout().lock();
     let shown = if as_json {
         writeln!(out, "{}", serde_json::to_string_pretty(&report).map_err(Failure::failed)?)
@@ -48,7 +76,7 @@ pub(super) fn run(
         write!(out, "{}", render(&report))
     };
     printed(shown)?;
-    if strict && compared.differs() {
+    if strict && differ {
         return Err(Failure::Failed(format!("versions {} and {} differ", base.number, with.number)));
     }
     Ok(())
@@ -88,7 +116,7 @@ impl Compared {
         self.rows_only_left + self.rows_only_right > 0 || self.features.values().any(|f| f.differing > 0)
     }
 
-    fn report(&self, base: u32, with: u32, tolerance: f64) -> Value {
+    fn report(&self) -> Value {
         let at = |(topic, partition, offset): &At| json!({ "topic": topic, "partition": partition, "offset": offset });
         let features: Vec<Value> = self
             .features
@@ -102,7 +130,6 @@ impl Compared {
             })
             .collect();
         json!({
-            "base": base, "with": with, "tolerance": tolerance,
             "rows": self.rows, "rows_equal": self.rows_equal,
             "rows_only_in_base": self.rows_only_left, "rows_only_in_with": self.rows_only_right,
             "first_row_in_one_only": self.first_only.as_ref().map(at),
@@ -113,105 +140,193 @@ impl Compared {
     }
 }
 
+/// What tells rows apart, and what is compared of them.
+struct Rules<'a> {
+    /// Columns that are not compared, …
+    origins: &'a [&'a str],
+    /// … nor are the keys.
+    keys: &'a [&'a str],
+    /// The column with the instant of a row.
+    time: &'a str,
+    tolerance: f64,
+}
+
 /// A row that has no partner yet.
 struct Waiting {
     batch: Arc<RecordBatch>,
     row: usize,
+    /// Topic and offset of its event.
+    at: (Arc<str>, i64),
 }
 
 /// One version's rows of one partition, a batch at a time.
-struct Side<'a> {
-    rows: Box<dyn Iterator<Item = Result<RecordBatch, crate::store::OfflineError>> + 'a>,
-    waiting: HashMap<(Arc<str>, i64), Waiting>,
+type Rows<'a> = Box<dyn Iterator<Item = Result<RecordBatch, OfflineError>> + 'a>;
+
+struct Side<'a, K> {
+    rows: Rows<'a>,
+    waiting: HashMap<K, Waiting>,
+    /// First offset taken, by topic.
+    begins: HashMap<Arc<str>, i64>,
     /// Highest offset taken.
     offset: i64,
     ended: bool,
 }
 
-impl<'a> Side<'a> {
-    fn new(store: &'a OfflineStore, partition: i32) -> Result<Self, Failure> {
-        let rows = store.read_partition(partition).map_err(Failure::failed)?;
-        Ok(Self { rows: Box::new(rows), waiting: HashMap::new(), offset: i64::MIN, ended: false })
+/// Both versions' files, and where their checkpoints have come to.
+struct Stores<'a> {
+    of: [&'a OfflineStore; 2],
+    ends: [BTreeMap<i32, Offsets>; 2],
+}
+
+impl<'a> Stores<'a> {
+    fn open(of: [&'a OfflineStore; 2]) -> Result<Self, Failure> {
+        let mut ends = [BTreeMap::new(), BTreeMap::new()];
+        for (store, ends) in of.iter().zip(&mut ends) {
+            ends.extend(store.summary().map_err(Failure::failed)?.into_iter().map(|p| (p.partition, p.next)));
+        }
+        Ok(Self { of, ends })
+    }
+
+    fn partitions(&self) -> BTreeSet<i32> {
+        self.ends.iter().flat_map(|ends| ends.keys().copied()).collect()
+    }
+
+    /// Names of the emitted windows of the first version alone, of the second alone, of both.
+    fn windows(&self) -> Result<[Vec<String>; 3], Failure> {
+        let [left, right] = self.of.map(OfflineStore::windows);
+        let (left, right) = (left.map_err(Failure::failed)?, right.map_err(Failure::failed)?);
+        let names = |names: &mut dyn Iterator<Item = &String>| names.cloned().collect::<Vec<_>>();
+        Ok([
+            names(&mut left.difference(&right)),
+            names(&mut right.difference(&left)),
+            names(&mut left.intersection(&right)),
+        ])
+    }
+
+    /// Feature rows: of the same event.
+    fn features(&self, keys: &[&str], tolerance: f64) -> Result<Compared, Failure> {
+        let rules = Rules { origins: &ORIGINS, keys, time: row_columns::EVENT_TIME, tolerance };
+        let mut compared = Compared::default();
+        for partition in self.partitions() {
+            let identify = |batch: &RecordBatch| {
+                let topics = batch.column_by_name(row_columns::TOPIC).expect("rows of all kinds have it");
+                let offsets = column(batch, row_columns::OFFSET).as_primitive::<Int64Type>();
+                let mut known: Option<(String, Arc<str>)> = None;
+                let identity = |row| {
+                    let text = text(topics, row);
+                    if known.as_ref().is_none_or(|(name, _)| *name != text) {
+                        known = Some((text.clone(), text.as_str().into()));
+                    }
+                    let topic = known.as_ref().map(|(_, topic)| Arc::clone(topic)).expect("it was set just now");
+                    let at = (topic, offsets.value(row));
+                    (at.clone(), at)
+                };
+                (0..batch.num_rows()).map(identity).collect()
+            };
+            let [left, right] = self.of.map(|store| store.read_partition(partition).map_err(Failure::failed));
+            let sides: [Rows<'_>; 2] = [Box::new(left?), Box::new(right?)];
+            compared.join(partition, sides, &self.ends, &identify, &rules)?;
+        }
+        Ok(compared)
+    }
+
+    /// Rows of emitted windows: the last one of the same window, or early results at the same event.
+    fn emitted(&self, window: &str, topic: &str, keys: &[&str], tolerance: f64) -> Result<Compared, Failure> {
+        let rules = Rules { origins: emitted_columns::ALL, keys, time: emitted_columns::END, tolerance };
+        let topic: Arc<str> = topic.into();
+        let mut compared = Compared::default();
+        for partition in self.partitions() {
+            let identify = |batch: &RecordBatch| {
+                let keys: Vec<&ArrayRef> = keys.iter().map(|key| column(batch, key)).collect();
+                let time = |name| column(batch, name).as_primitive::<TimestampMillisecondType>();
+                let (starts, ends) = (time(emitted_columns::START), time(emitted_columns::END));
+                let offsets = column(batch, emitted_columns::OFFSET).as_primitive::<Int64Type>();
+                let last = column(batch, emitted_columns::FINAL).as_boolean();
+                let identity = |row| {
+                    let entity: Vec<String> = keys.iter().map(|key| text(key, row)).collect();
+                    let early = (!last.value(row)).then(|| offsets.value(row));
+                    let key = (entity, starts.value(row), ends.value(row), early);
+                    (key, (Arc::clone(&topic), offsets.value(row)))
+                };
+                (0..batch.num_rows()).map(identity).collect()
+            };
+            let [left, right] = self.of.map(|store| store.read_windows(window, partition).map_err(Failure::failed));
+            let sides: [Rows<'_>; 2] = [Box::new(left?), Box::new(right?)];
+            compared.join(partition, sides, &self.ends, &identify, &rules)?;
+        }
+        Ok(compared)
     }
 }
 
-/// Joins both versions' rows, partition by partition. Those without a partner wait; the side that is behind is read on, so
-/// that few do where both have their rows in about the same order.
-fn compare(left: &OfflineStore, right: &OfflineStore, keys: &[&str], tolerance: f64) -> Result<Compared, Failure> {
-    let mut compared = Compared::default();
-    let ends = |store: &OfflineStore| -> Result<BTreeMap<i32, crate::broker::Offsets>, Failure> {
-        Ok(store.summary().map_err(Failure::failed)?.into_iter().map(|p| (p.partition, p.next)).collect())
-    };
-    let (left_ends, right_ends) = (ends(left)?, ends(right)?);
-    let mut partitions: Vec<i32> = left_ends.keys().chain(right_ends.keys()).copied().collect();
-    partitions.sort_unstable();
-    partitions.dedup();
-    for partition in partitions {
-        let mut sides = [Side::new(left, partition)?, Side::new(right, partition)?];
-        let mut begins: [HashMap<Arc<str>, i64>; 2] = Default::default();
+/// Of each row of a batch: what its partner has, too, and topic and offset of its event.
+type Identify<'a, K> = &'a dyn Fn(&RecordBatch) -> Vec<(K, (Arc<str>, i64))>;
+
+impl Compared {
+    /// Joins both versions' rows of a partition. Those without a partner wait; the side that is behind is read on, so that few
+    /// do where both have their rows in about the same order.
+    fn join<K: Hash + Eq>(
+        &mut self,
+        partition: i32,
+        sides: [Rows<'_>; 2],
+        ends: &[BTreeMap<i32, Offsets>; 2],
+        identify: Identify<'_, K>,
+        rules: &Rules<'_>,
+    ) -> Result<(), Failure> {
+        let mut sides = sides.map(|rows| Side {
+            rows,
+            waiting: HashMap::new(),
+            begins: HashMap::new(),
+            offset: i64::MIN,
+            ended: false,
+        });
         while let Some(side) = behind(&sides) {
             let Some(batch) = sides[side].rows.next() else {
                 sides[side].ended = true;
                 continue;
             };
             let batch = Arc::new(batch.map_err(Failure::failed)?);
-            let topics = batch.column_by_name(row_columns::TOPIC).expect("rows of all kinds have it");
-            let offsets = column(&batch, row_columns::OFFSET).as_primitive::<Int64Type>();
-            let mut known: Option<(String, Arc<str>)> = None;
-            for row in 0..batch.num_rows() {
-                let text = text(topics, row);
-                let topic = match &known {
-                    Some((name, topic)) if *name == text => Arc::clone(topic),
-                    _ => {
-                        let topic: Arc<str> = text.as_str().into();
-                        known = Some((text, Arc::clone(&topic)));
-                        topic
-                    }
-                };
-                let offset = offsets.value(row);
-                sides[side].offset = sides[side].offset.max(offset);
-                let begin = begins[side].entry(Arc::clone(&topic)).or_insert(offset);
-                *begin = (*begin).min(offset);
-                let key = (topic, offset);
+            for (row, (key, at)) in identify(&batch).into_iter().enumerate() {
+                let own = &mut sides[side];
+                own.offset = own.offset.max(at.1);
+                let begin = own.begins.entry(Arc::clone(&at.0)).or_insert(at.1);
+                *begin = (*begin).min(at.1);
+                let mine = Waiting { batch: Arc::clone(&batch), row, at };
                 match sides[1 - side].waiting.remove(&key) {
                     None => {
-                        sides[side].waiting.insert(key, Waiting { batch: Arc::clone(&batch), row });
+                        sides[side].waiting.insert(key, mine);
                     }
                     Some(partner) => {
-                        let mine = Waiting { batch: Arc::clone(&batch), row };
                         let (l, r) = if side == 0 { (&mine, &partner) } else { (&partner, &mine) };
-                        compared.pair(l, r, (key.0, partition, offset), keys, tolerance);
+                        self.pair(l, r, (Arc::clone(&l.at.0), partition, l.at.1), rules);
                     }
                 }
             }
         }
-        let end = |ends: &BTreeMap<i32, crate::broker::Offsets>, topic: &Arc<str>| {
-            let at = crate::broker::TopicPartition::new(Arc::clone(topic), partition);
-            ends.get(&partition).and_then(|next| next.get(&at)).map_or(0, |next| next.0)
-        };
         for side in 0..2 {
-            let others = if side == 0 { &right_ends } else { &left_ends };
-            for (topic, offset) in sides[side].waiting.keys() {
-                if *offset >= end(others, topic) {
-                    compared.beyond += 1;
-                } else if begins[1 - side].get(topic).is_none_or(|begin| offset < begin) {
-                    compared.before += 1;
+            let other = &sides[1 - side];
+            for Waiting { at: (topic, offset), .. } in sides[side].waiting.values() {
+                let at = TopicPartition::new(Arc::clone(topic), partition);
+                let end = ends[1 - side].get(&partition).and_then(|next| next.get(&at)).map_or(0, |next| next.0);
+                if *offset >= end {
+                    self.beyond += 1;
+                } else if other.begins.get(topic).is_none_or(|begin| offset < begin) {
+                    self.before += 1;
                 } else {
                     let at = (Arc::clone(topic), partition, *offset);
-                    let first = compared.first_only.get_or_insert_with(|| at.clone());
+                    let first = self.first_only.get_or_insert_with(|| at.clone());
                     if (first.1, first.2) > (at.1, at.2) {
                         *first = at;
                     }
-                    *(if side == 0 { &mut compared.rows_only_left } else { &mut compared.rows_only_right }) += 1;
+                    *(if side == 0 { &mut self.rows_only_left } else { &mut self.rows_only_right }) += 1;
                 }
             }
         }
+        Ok(())
     }
-    Ok(compared)
 }
 
 /// The side to read on.
-fn behind(sides: &[Side<'_>; 2]) -> Option<usize> {
+fn behind<K>(sides: &[Side<'_, K>; 2]) -> Option<usize> {
     match (sides[0].ended, sides[1].ended) {
         (true, true) => None,
         (false, true) => Some(0),
@@ -221,12 +336,13 @@ fn behind(sides: &[Side<'_>; 2]) -> Option<usize> {
 }
 
 impl Compared {
-    fn pair(&mut self, left: &Waiting, right: &Waiting, at: At, keys: &[&str], tolerance: f64) {
+    fn pair(&mut self, left: &Waiting, right: &Waiting, at: At, rules: &Rules<'_>) {
         self.rows += 1;
         if self.features.is_empty() && self.only_left.is_empty() && self.only_right.is_empty() {
             let names = |batch: &RecordBatch| -> Vec<String> {
                 let names = batch.schema().fields().iter().map(|f| f.name().clone()).collect::<Vec<_>>();
-                let of_row = |name: &String| ORIGINS.contains(&name.as_str()) || keys.contains(&name.as_str());
+                let of_row =
+                    |name: &String| rules.origins.contains(&name.as_str()) || rules.keys.contains(&name.as_str());
                 names.into_iter().filter(|name| !of_row(name)).collect()
             };
             let (l, r) = (names(&left.batch), names(&right.batch));
@@ -234,12 +350,11 @@ impl Compared {
             self.only_right = r.iter().filter(|name| !l.contains(name)).cloned().collect();
             self.features = l.into_iter().filter(|n| r.contains(n)).map(|n| (n, Feature::default())).collect();
         }
-        let time =
-            column(&left.batch, row_columns::EVENT_TIME).as_primitive::<TimestampMillisecondType>().value(left.row);
+        let time = column(&left.batch, rules.time).as_primitive::<TimestampMillisecondType>().value(left.row);
         let mut same = true;
         for (name, feature) in &mut self.features {
             let (a, b) = (column(&left.batch, name), column(&right.batch, name));
-            match difference(a, left.row, b, right.row, tolerance) {
+            match difference(a, left.row, b, right.row, rules.tolerance) {
                 Difference::None => feature.equal += 1,
                 found => {
                     same = false;
@@ -316,26 +431,39 @@ fn text(column: &ArrayRef, row: usize) -> String {
 }
 
 fn render(report: &Value) -> String {
+    let mut out = format!("version {} with version {}: ", report["base"], report["with"]);
+    out += &render_rows(report, report);
+    for (key, version) in [("windows_only_in_base", "base"), ("windows_only_in_with", "with")] {
+        out += &only(report, key, "windows ", &report[version]);
+    }
+    for table in report["windows"].as_array().into_iter().flatten() {
+        out += &format!("windows {}: ", table["window"].as_str().unwrap_or_default());
+        out += &render_rows(table, report);
+    }
+    out
+}
+
+/// What is in one version only.
+fn only(of: &Value, key: &str, what: &str, version: &Value) -> String {
+    let names: Vec<&str> = of[key].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    if names.is_empty() { String::new() } else { format!("only in version {version}: {what}{}\n", names.join(", ")) }
+}
+
+/// Feature rows, or those of one table of windows; `versions` says which versions they are of.
+fn render_rows(report: &Value, versions: &Value) -> String {
     let number = |value: &Value| value.as_u64().unwrap_or_default();
+    let (base, with) = (&versions["base"], &versions["with"]);
     let mut out = format!(
-        "version {} with version {}: {} rows in both, {} equal; {} only in {}, {} only in {}; not compared: {} before the other begins, {} after the other ends\n",
-        report["base"],
-        report["with"],
+        "{} rows in both, {} equal; {} only in {base}, {} only in {with}; not compared: {} before the other begins, {} after the other ends\n",
         report["rows"],
         report["rows_equal"],
         report["rows_only_in_base"],
-        report["base"],
         report["rows_only_in_with"],
-        report["with"],
         report["rows_not_compared"]["before_the_other_begins"],
         report["rows_not_compared"]["after_the_other_ends"],
     );
-    for (key, version) in [("features_only_in_base", "base"), ("features_only_in_with", "with")] {
-        let names: Vec<&str> = report[key].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-        if !names.is_empty() {
-            out += &format!("only in version {}: {}\n", report[version], names.join(", "));
-        }
-    }
+    out += &only(report, "features_only_in_base", "", base);
+    out += &only(report, "features_only_in_with", "", with);
     let features = report["features"].as_array().into_iter().flatten();
     for feature in features.filter(|feature| number(&feature["differing"]) > 0) {
         let first = &feature["first"];

@@ -7,7 +7,7 @@ use arrow::compute::concat_batches;
 use arrow::datatypes::Int64Type;
 use driftline::broker::{NextOffset, Offsets, TopicPartition};
 use driftline::config::plan::{OnlinePlan, Plan};
-use driftline::store::{Checkpoint, Manifest, OfflineStore, Role, Versions};
+use driftline::store::{Checkpoint, Definition, Manifest, OfflineStore, Role, Versions};
 
 use super::{Row, child_folder, feature_rows, in_child, plan, runtime};
 use crate::process::run_python;
@@ -138,7 +138,7 @@ fn rows_are_read_by_event_time_and_column() {
 fn versions_have_files_of_their_own_and_one_of_two_who_change_something_at_once_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let first = open(folder.path());
-    let definition = plan_in(folder.path()).definition;
+    let definition = Definition::of(&plan_in(folder.path()));
     let pipeline = plan_in(folder.path()).name;
     assert_eq!(first.role().unwrap(), Role::Serving { version: 1, epoch: 0 }, "before there are records");
     let record = Versions::first(&pipeline, &definition, Vec::new(), 1);
@@ -149,7 +149,7 @@ fn versions_have_files_of_their_own_and_one_of_two_who_change_something_at_once_
     changed.definition = "fedcba9876543210".into();
     let unknown = OfflineStore::open(&changed, runtime()).unwrap();
     assert_eq!(unknown.role().unwrap(), Role::Unknown { serving: 1, epoch: 0 });
-    let (both, _) = record.bootstrapped(&changed.definition, Vec::new(), 2).unwrap();
+    let (both, _) = record.bootstrapped(&Definition::of(&changed), Vec::new(), 2).unwrap();
     assert!(first.record_versions(&both).unwrap());
     assert!(!unknown.record_versions(&both).unwrap(), "that record is there already");
     assert_eq!(unknown.versions().unwrap(), Some(both.clone()));
