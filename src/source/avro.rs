@@ -19,6 +19,7 @@
 
 mod cursor;
 mod encode;
+mod key;
 mod program;
 mod schema;
 #[cfg(test)]
@@ -31,6 +32,7 @@ use std::time::Duration;
 use rustc_hash::FxHashMap;
 
 pub use encode::{AvroEncoder, EncodeError};
+pub(super) use key::AvroKeyDecoder;
 pub use schema::{AvroField, AvroSchema, AvroSchemaError};
 pub use value::{AvroReader, AvroValue};
 

@@ -60,6 +60,9 @@ impl DeadLetter {
         add(names::STAGE, self.stage.into());
         add(names::REASON, self.reason.into());
         add(names::ERROR, cut(&self.error).into());
+        if self.value.is_none() {
+            add(names::VALUE, "none".into());
+        }
         headers
     }
 
@@ -92,6 +95,8 @@ pub struct StoredDeadLetter {
     pub key: Option<Vec<u8>>,
     /// Its value; empty for a record that had none.
     pub value: Vec<u8>,
+    /// It had one.
+    pub has_value: bool,
     /// Its own headers, without that of [`StoredDeadLetter::replays`].
     pub headers: Vec<Header>,
     /// How often it had been replayed before it was read.
@@ -118,6 +123,8 @@ pub fn read_back(records: &Records, row: usize) -> Option<StoredDeadLetter> {
         timestamp: text(names::TIMESTAMP)?.parse().ok()?,
         key: records.keys.get(row).map(<[u8]>::to_vec),
         value: records.values.get(row).unwrap_or_default().to_vec(),
+        // Letters from before there was the header say it by their reason.
+        has_value: text(names::VALUE).is_none() && text(names::REASON) != Some(reason::NULL_VALUE),
         headers: headers
             .iter()
             .filter(|header| !is_ours(&header.name) && header.name != names::REPLAYS)
@@ -140,13 +147,13 @@ impl StoredDeadLetter {
 
     /// The value as it was: letters of records without one are written with an empty one.
     pub fn original_value(&self) -> Option<&[u8]> {
-        (self.reason != reason::NULL_VALUE).then_some(&*self.value)
+        self.has_value.then_some(&*self.value)
     }
 }
 
 fn is_ours(name: &str) -> bool {
-    [names::TOPIC, names::PARTITION, names::OFFSET, names::TIMESTAMP, names::STAGE, names::REASON, names::ERROR]
-        .contains(&name)
+    use names::{ERROR, OFFSET, PARTITION, REASON, STAGE, TIMESTAMP, TOPIC, VALUE};
+    [TOPIC, PARTITION, OFFSET, TIMESTAMP, STAGE, REASON, ERROR, VALUE].contains(&name)
 }
 
 fn cut(text: &str) -> &str {
@@ -194,6 +201,7 @@ mod tests {
                 timestamp: 2_000,
                 key: Some(b"c1".to_vec()),
                 value: b"\xff\x00".to_vec(),
+                has_value: true,
                 headers: vec![header("trace", "abc")],
                 replays: 0,
                 stage: "decode".into(),
@@ -227,8 +235,10 @@ mod tests {
     fn tells_a_missing_value_from_an_empty_one() {
         let empty = DeadLetter { value: Some(Vec::new()), ..letter() };
         assert_eq!(stored(&empty).original_value(), Some(&[][..]));
-        let missing = DeadLetter { value: None, reason: reason::NULL_VALUE, ..letter() };
-        assert_eq!(stored(&missing).original_value(), None);
+        for reason in [reason::NULL_VALUE, reason::NULL_KEY] {
+            let missing = DeadLetter { value: None, reason, ..letter() };
+            assert_eq!(stored(&missing).original_value(), None, "{reason}");
+        }
     }
 
     #[test]

@@ -84,7 +84,8 @@ impl SourceDecoder {
             })
             .collect();
         let time = (!plan.event_time.is_empty()).then_some((&plan.event_time, plan.event_time_unit));
-        let table = plan.table.as_ref().map(|table| TableDecoder::new(table, &plan.key_fields, &fields));
+        let table =
+            plan.table.as_ref().map(|table| TableDecoder::new(table, &plan.key_fields, &fields, registry.as_ref()));
         let records = RecordDecoder::new(&plan.topic, &plan.format, fields, &plan.key_fields, time, registry)?;
 
         let mut known = plan.fields.clone();
@@ -118,7 +119,7 @@ impl SourceDecoder {
         let mut event_times = Vec::with_capacity(records.len());
         let mut deleted = Vec::new();
         for row in 0..records.len() {
-            let decoded = match &self.table {
+            let decoded = match &mut self.table {
                 Some(table) => table.row(&mut self.records, records, row),
                 None => self.records.row(records.values.get(row)),
             };

@@ -123,6 +123,8 @@ pub mod dead_letter_headers {
     pub const REASON: &str = "driftline.reason";
     /// What is wrong, for a person.
     pub const ERROR: &str = "driftline.error";
+    /// `none` where the record had no value: that of the letter is empty then.
+    pub const VALUE: &str = "driftline.value";
     /// How often a record has been replayed, decimal. Not the letter's but the record's: `dead-letters replay` writes it.
     pub const REPLAYS: &str = "driftline.replays";
 }

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use arrow::array::{BooleanArray, RecordBatch};
 use arrow::compute::nullif;
 
-use super::avro::DecodeError;
+use super::avro::{AvroKeyDecoder, DecodeError};
 use super::columns::{Field, RowBuilder};
 use super::decode::RecordDecoder;
 use super::event_time::is_plausible;
 use super::fault::{RecordFault, excerpt, reason};
 use super::json::JsonDecoder;
-use crate::broker::Records;
+use crate::broker::{Records, SchemaRegistry};
 use crate::config::plan::{DataType, RecordKey, TablePlan};
 
 /// What a table's records need besides the decoding of their values.
@@ -31,21 +31,27 @@ enum KeyDecoder {
     Text,
     Long,
     Json(JsonDecoder),
+    Avro(AvroKeyDecoder),
 }
 
 impl TableDecoder {
-    pub fn new(plan: &TablePlan, keys: &[Arc<str>], fields: &[Field]) -> Self {
+    pub fn new(plan: &TablePlan, keys: &[Arc<str>], fields: &[Field], registry: Option<&Arc<SchemaRegistry>>) -> Self {
+        let keys: Vec<usize> =
+            keys.iter().filter_map(|key| fields.iter().position(|field| field.name == *key)).collect();
         let key = match plan.record_key {
             RecordKey::Text => KeyDecoder::Text,
             RecordKey::Long => KeyDecoder::Long,
             RecordKey::Json => KeyDecoder::Json(JsonDecoder::new(fields)),
+            RecordKey::Avro => {
+                let types: Vec<DataType> = keys.iter().map(|key| fields[*key].data_type).collect();
+                KeyDecoder::Avro(AvroKeyDecoder::new(&types, registry.cloned()))
+            }
         };
-        let keys = keys.iter().filter_map(|key| fields.iter().position(|field| field.name == *key)).collect();
         Self { record_time: plan.record_time, keys, key }
     }
 
     /// Starts a row and sets it from a record. Returns its instant; the caller commits the row.
-    pub fn row(&self, decoder: &mut RecordDecoder, records: &Records, row: usize) -> Result<i64, DecodeError> {
+    pub fn row(&mut self, decoder: &mut RecordDecoder, records: &Records, row: usize) -> Result<i64, DecodeError> {
         let value = records.values.get(row);
         let instant = match value {
             Some(_) => decoder.row(value)?,
@@ -69,18 +75,21 @@ impl TableDecoder {
         }
     }
 
-    fn set_key(&self, rows: &mut RowBuilder, key: Option<&[u8]>) -> Result<(), RecordFault> {
+    fn set_key(&mut self, rows: &mut RowBuilder, key: Option<&[u8]>) -> Result<(), DecodeError> {
         let Some(key) = key else {
             let error = "the record has neither key nor value: nothing says whose row it deletes";
-            return Err(RecordFault::new(reason::NULL_KEY, error));
+            return Err(RecordFault::new(reason::NULL_KEY, error).into());
         };
         let fault = |expected: &str| {
             let found = excerpt(&String::from_utf8_lossy(key));
             let help = "it has no value, so that its key says whose row it deletes; see record_key of the table";
             RecordFault::malformed(format!("the record's key should be {expected}, found {found}; {help}"))
         };
-        match &self.key {
-            KeyDecoder::Json(decoder) => decoder.decode(key, rows).map_err(|error| fault(&format!("JSON ({error})"))),
+        match &mut self.key {
+            KeyDecoder::Avro(decoder) => decoder.decode(key, &self.keys, rows),
+            KeyDecoder::Json(decoder) => {
+                Ok(decoder.decode(key, rows).map_err(|error| fault(&format!("JSON ({error})")))?)
+            }
             KeyDecoder::Long => {
                 let key = key.try_into().map_err(|_| fault("eight bytes"))?;
                 self.keys.iter().for_each(|&column| rows.column(column).set_integer(i64::from_be_bytes(key)));
@@ -121,6 +130,7 @@ mod tests {
     use rstest::rstest;
 
     use super::super::{Decoded, SourceDecoder, sample};
+    use crate::broker::registry::tests::StubRegistry;
     use crate::broker::{Records, TopicPartition};
     use crate::config::plan::{Column, DataType, Format, RecordKey, SourcePlan, TablePlan};
 
@@ -203,6 +213,54 @@ mod tests {
         let reasons: Vec<&str> = decoded.dead.iter().map(|letter| letter.reason).collect();
         let expected: Vec<&str> = expected.err().into_iter().chain(["null_key"]).collect();
         assert_eq!(reasons, expected);
+    }
+
+    #[rstest]
+    #[case::text(DataType::String, &[2, b'a'], Ok(Some("a")))]
+    #[case::empty_text(DataType::String, &[0], Ok(Some("")))]
+    #[case::integer(DataType::Int64, &[0x53], Ok(None))]
+    #[case::long_text(DataType::String, &[8, b'a'], Err("malformed"))]
+    #[case::more(DataType::Int64, &[2, 2], Err("malformed"))]
+    fn reads_plain_avro_keys(
+        #[case] data_type: DataType,
+        #[case] key: &[u8],
+        #[case] expected: Result<Option<&str>, &str>,
+    ) {
+        let mut plan = plan(RecordKey::Avro, true);
+        plan.fields[0].data_type = data_type;
+        let decoded = decode(&plan, &[(AT, Some(key), None)]);
+        match expected {
+            Ok(Some(text)) => assert_eq!(rows(&decoded)[0].0, text),
+            // Zigzag: 0x53 is -42.
+            Ok(None) => assert_eq!(decoded.batch.columns.column(0).as_primitive::<Int64Type>().values(), &[-42]),
+            Err(reason) => assert_eq!(decoded.dead[0].reason, reason),
+        }
+    }
+
+    #[test]
+    fn reads_framed_avro_keys_as_the_registry_says() {
+        let registry = StubRegistry::start();
+        registry.put(
+            7,
+            r#"{"type":"record","name":"Key","fields":[{"name":"more","type":"int"},{"name":"customer_id","type":["null","string"]}]}"#,
+        );
+        registry.put(8, r#""string""#);
+        registry.put(9, r#""long""#);
+        let keys: [&[u8]; 5] = [
+            &[0, 0, 0, 0, 7, 4, 2, 2, b'a'],
+            &[0, 0, 0, 0, 7, 4, 0],
+            &[0, 0, 0, 0, 8, 4, b'b', b'c'],
+            &[0, 0, 0, 0, 9, 4],
+            &[0, 0, 0, 0, 8, 4, b'b'],
+        ];
+        let mut all = Records::new(TopicPartition::new("churn.customers", 3));
+        keys.iter().enumerate().for_each(|(offset, key)| all.push(offset as i64, AT, Some(key), None));
+        let plan = plan(RecordKey::Avro, true);
+        let decoded = SourceDecoder::new(0, &plan, Some(registry.client())).unwrap().decode(&all).unwrap();
+        let found: Vec<String> = rows(&decoded).into_iter().map(|row| row.0).collect();
+        assert_eq!(found, ["a", "bc"]);
+        let dead: Vec<(i64, &str)> = decoded.dead.iter().map(|letter| (letter.offset, letter.reason)).collect();
+        assert_eq!(dead, [(1, "null_key"), (3, "wrong_type"), (4, "malformed")]);
     }
 
     #[rstest]

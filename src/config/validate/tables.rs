@@ -17,6 +17,7 @@ pub(super) fn tables(
     faults: &mut Collector,
 ) -> Vec<(GroupPlan, bool)> {
     let mut groups = Vec::new();
+    let registry = spec.broker.schema_registry.as_deref();
     for (source, ((name, table), draft)) in spec.tables.iter().zip(drafts).enumerate() {
         let site = root.get("tables").get(name);
         let before = faults.count();
@@ -30,7 +31,7 @@ pub(super) fn tables(
             faults.report(&site.key(), format!("table `{name}` has no column"), Some(help.into()));
         }
         let entity = draft.entity.map(|entity| &entities[entity]);
-        let record_key = record_key(table, entity, &site.get("record_key"), faults);
+        let record_key = record_key(table, entity, registry, &site.get("record_key"), faults);
         let of_column = |of: &Column| {
             let feature = format!("{name}_{}", name_part(&of.name));
             (Function::Last, 0, column(&feature, of.data_type))
@@ -84,7 +85,13 @@ fn columns(
     found
 }
 
-fn record_key(spec: &TableSpec, entity: Option<&EntityPlan>, site: &Site<'_>, faults: &mut Collector) -> RecordKey {
+fn record_key(
+    spec: &TableSpec,
+    entity: Option<&EntityPlan>,
+    registry: Option<&str>,
+    site: &Site<'_>,
+    faults: &mut Collector,
+) -> RecordKey {
     let keys = entity.map(|entity| entity.keys.as_slice()).unwrap_or_default();
     let problem = match (spec.record_key, keys) {
         (None, [_, _, ..]) => return RecordKey::Json,
@@ -92,6 +99,9 @@ fn record_key(spec: &TableSpec, entity: Option<&EntityPlan>, site: &Site<'_>, fa
         (Some(RecordKey::Text | RecordKey::Long), [_, _, ..]) => Some("holds one join key, and the entity has several"),
         (Some(RecordKey::Long), [key]) if key.data_type != DataType::Int64 => {
             Some("is an integer, and the join key is not")
+        }
+        (Some(RecordKey::Avro), [_, _, ..]) if registry.is_none_or(str::is_empty) => {
+            Some("of several join keys has the schema that [broker] schema_registry knows, and there is none")
         }
         _ => None,
     };

@@ -130,7 +130,7 @@ impl AvroReader {
 }
 
 /// Reads a whole record: nothing may follow it.
-fn decode(schema: &AvroSchema, bytes: &[u8]) -> Result<AvroValue, Broken> {
+pub(super) fn decode(schema: &AvroSchema, bytes: &[u8]) -> Result<AvroValue, Broken> {
     let mut walk = Walk { schema, cursor: Cursor::new(bytes), depth: 0, values: 0 };
     let value = walk.value(schema.root())?;
     match walk.cursor.remaining() {

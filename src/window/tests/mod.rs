@@ -10,6 +10,7 @@ mod matrix;
 mod oracle;
 mod properties;
 mod rekeyed;
+mod tables;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -216,7 +217,7 @@ fn plan(sources: Vec<SourcePlan>, groups: Vec<GroupPlan>, on: Option<usize>) -> 
 }
 
 fn derived(name: &str, data_type: DataType, sql: &str) -> DerivedPlan {
-    DerivedPlan { column: column(name, data_type), sql: sql.to_owned() }
+    DerivedPlan { column: column(name, data_type), sql: sql.to_owned(), looked_up: false }
 }
 
 /// Rows of one source, with these offsets.

@@ -7,6 +7,7 @@
 mod definitions;
 mod files;
 mod harness;
+mod keys;
 mod mutate;
 mod records;
 mod stores;

@@ -16,8 +16,7 @@ use driftline::retrain::RetrainingEvent;
 use driftline::retrain::audit::AuditRecord;
 use driftline::score::FeatureReader;
 use driftline::source::avro::{AvroEncoder, AvroReader, AvroSchema};
-use driftline::source::dead_letter;
-use driftline::source::{LabelDecoder, SourceDecoder};
+use driftline::source::{LabelDecoder, SourceDecoder, dead_letter};
 use driftline::window::Engine;
 use serde_json::json;
 
@@ -27,7 +26,7 @@ use super::harness::Target;
 use super::mutate::Shape;
 use super::{VISIT, plan, schema};
 
-const ORDERS: [&str; 5] = [
+pub(super) const ORDERS: [&str; 5] = [
     r#"{"customer_id":"c1","branch":3,"at":1700000000000,"amount":12.5,"paid":true,"due":"2023-11-15T10:00:00Z","basket":{"size":4,"x":[1,{"y":2}]}}"#,
     r#"{"branch":-1,"customer_id":"","at":1700000000123,"amount":null,"paid":null,"due":1700000000000,"basket":null}"#,
     r#"{"customer_id":"é\u0000\ud83d\ude00","branch":9223372036854775807,"at":1700000000999,"amount":1e300,"more":{"a":"b"}}"#,
@@ -35,11 +34,11 @@ const ORDERS: [&str; 5] = [
     r#"{"customer_id":"c3","customer_id":"c4","branch":1,"at":"1700000000002","amount":"1.5"}"#,
 ];
 
-const WORDS: &[&str] =
+pub(super) const WORDS: &[&str] =
     &["customer_id", "branch", "at", "amount", "paid", "due", "basket", "size", "NaN", "basket.size"];
 
 /// One record with this value; with its own timestamp, key and headers where more parts are given.
-fn records(topic: &str, parts: &[Vec<u8>]) -> Records {
+pub(super) fn records(topic: &str, parts: &[Vec<u8>]) -> Records {
     let mut records = Records::new(TopicPartition::new(topic, 0));
     let part = |n: usize| parts.get(n).map(Vec::as_slice);
     let timestamp = part(1).and_then(|b| b.first_chunk()).map_or(1_700_000_000_000, |b| i64::from_le_bytes(*b));
@@ -58,7 +57,7 @@ fn records(topic: &str, parts: &[Vec<u8>]) -> Records {
 }
 
 /// Decodes records of a source. Each ends as a row, filtered, or as a letter that reads back.
-fn decode(decoder: &mut SourceDecoder, records: &Records) {
+pub(super) fn decode(decoder: &mut SourceDecoder, records: &Records) {
     let decoded = decoder.decode(records).expect("the registry answers");
     let rows = decoded.batch.columns.num_rows();
     assert_eq!(rows + decoded.dead.len() + decoded.batch.filtered as usize, records.len(), "a record is lost");
@@ -80,7 +79,7 @@ fn corpus(inputs: &[&str]) -> Vec<Vec<Vec<u8>>> {
 }
 
 /// Runs a target whose decoder is used again and again, as a stage does.
-fn run<D>(target: &Target<'_>, decoder: D, decode: impl Fn(&mut D, &[Vec<u8>])) {
+pub(super) fn run<D>(target: &Target<'_>, decoder: D, decode: impl Fn(&mut D, &[Vec<u8>])) {
     let decoder = Mutex::new(decoder);
     // A decoder that has panicked may be in any state; the test fails anyway.
     target.run(|parts| decode(&mut decoder.lock().unwrap_or_else(std::sync::PoisonError::into_inner), parts));
