@@ -28,6 +28,16 @@ pub fn unavailable() -> Unavailable {
     Unavailable::Wait
 }
 
+/// `lookups.<lookup>.stale_for`.
+pub fn stale_for() -> String {
+    "5m".into()
+}
+
+/// `lookups.<lookup>.stale_entities`.
+pub fn stale_entities() -> u32 {
+    100_000
+}
+
 /// `offline.url`.
 pub fn offline_url() -> String {
     "file://./data".into()

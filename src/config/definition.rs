@@ -95,7 +95,9 @@ impl Plan {
             let of = windows.of.as_ref().map(|of| &*of.name);
             let functions: Vec<Value> =
                 windows.functions.iter().map(|(f, column)| json!([f, &*column.name, column.data_type])).collect();
-            json!([windows.name, windows.source, of, windows.filter, span, functions, windows.early_ms])
+            let by = windows.by.as_ref().map(|by| json!([&*by.column.name, by.categories, by.of_feature]));
+            let half_life = windows.half_life_ms;
+            json!([windows.name, windows.source, of, windows.filter, span, functions, windows.early_ms, half_life, by])
         };
         digest(&json!([1, self.windows.iter().map(table).collect::<Vec<_>>()]))
     }

@@ -135,8 +135,9 @@ impl Plan {
             let names: Vec<&str> = lookup.columns.iter().map(|(_, column)| &*column.name).collect();
             let (view, project, timeout) = (&lookup.view, &lookup.project, label(lookup.timeout));
             let without = match lookup.unavailable {
-                Unavailable::Wait => "events wait",
-                Unavailable::Null => "they are null",
+                Unavailable::Wait => "events wait".to_owned(),
+                Unavailable::Null => "they are null".to_owned(),
+                Unavailable::Stale => format!("they are those read last, for {}", label(lookup.stale_for)),
             };
             let _ =
                 writeln!(out, "  {}: read online from {view} of project {project} by {}", lookup.name, keys.join(", "));

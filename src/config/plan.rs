@@ -318,6 +318,9 @@ pub enum RecordKey {
     Json,
     /// Eight bytes, the most significant first, as Java's `LongSerializer` writes them.
     Long,
+    /// Avro: framed with the id of its schema in the registry, a record with the fields of the join keys or the join key itself;
+    /// or the join key alone, plain.
+    Avro,
 }
 
 /// Events of a source that are keyed anew.
@@ -404,6 +407,8 @@ pub struct DerivedPlan {
     pub column: Column,
     /// SQL.
     pub sql: String,
+    /// Uses features that are looked up, or others that do: computed once those are there. These come last.
+    pub looked_up: bool,
 }
 
 /// Where the windows that are emitted begin and end. Event times in milliseconds; beginnings inclusive, ends exclusive.
@@ -483,6 +488,10 @@ pub struct LookupPlan {
     pub timeout: Duration,
     /// What to do without one.
     pub unavailable: Unavailable,
+    /// With [`Unavailable::Stale`]: so long after they were read, features are still used, …
+    pub stale_for: Duration,
+    /// … those of so many entities a worker.
+    pub stale_entities: usize,
 }
 
 /// What to do where the online store does not answer.
@@ -493,6 +502,8 @@ pub enum Unavailable {
     Wait,
     /// Go on without the features.
     Null,
+    /// Go on with those that were read last, for a while.
+    Stale,
 }
 
 /// Exactly once or not.
@@ -636,14 +647,25 @@ pub struct GatesPlan {
 }
 
 impl Plan {
-    /// All features in order: the groups', then the derived ones, then those of lookups.
+    /// All features in order: the groups', then the derived ones, then those of lookups, then those derived from them.
     pub fn feature_columns(&self) -> Vec<Column> {
         self.groups
             .iter()
             .flat_map(|g| g.features.iter().map(|(_, _, c)| c.clone()))
-            .chain(self.derived.iter().map(|d| d.column.clone()))
+            .chain(self.own_derived().map(|d| d.column.clone()))
             .chain(self.lookups.iter().flat_map(|lookup| lookup.columns.iter().map(|(_, column)| column.clone())))
+            .chain(self.looked_up_derived().map(|d| d.column.clone()))
             .collect()
+    }
+
+    /// Features derived from the groups'.
+    pub fn own_derived(&self) -> impl Iterator<Item = &DerivedPlan> {
+        self.derived.iter().filter(|derived| !derived.looked_up)
+    }
+
+    /// Features derived from those that are looked up.
+    pub fn looked_up_derived(&self) -> impl Iterator<Item = &DerivedPlan> {
+        self.derived.iter().filter(|derived| derived.looked_up)
     }
 
     /// True where events are held until the watermark has passed them, and then applied in event-time order: where the

@@ -430,9 +430,16 @@ pub struct LookupSpec {
     /// How long an answer of the store may take.
     #[serde(default = "defaults::lookup_timeout")]
     pub timeout: String,
-    /// Without an answer the events wait for one, or their features are null.
+    /// Without an answer the events wait for one, or their features are null, or those that were read last.
     #[serde(default = "defaults::unavailable")]
     pub unavailable: Unavailable,
+    /// With `unavailable = "stale"`: how long after they were read features stay in use. They are null then.
+    #[serde(default = "defaults::stale_for")]
+    pub stale_for: String,
+    /// With `unavailable = "stale"`: of how many entities each worker remembers what was read last.
+    #[serde(default = "defaults::stale_entities")]
+    #[schemars(range(min = 1, max = 100_000_000))]
+    pub stale_entities: u32,
 }
 
 /// Scoring.

@@ -148,7 +148,7 @@ impl<'a> Worker<'a> {
             account: Account::new(context, STAGE, number),
             ledger: Ledger::new(context, number),
             steps: Steps::of(&plan.name),
-            lookups: Lookups::new(plan),
+            lookups: Lookups::new(plan)?,
             context,
             number,
             starts,
@@ -574,17 +574,18 @@ impl<'a> Worker<'a> {
     }
 
     /// Reads the features of other entities for the rows of an open batch.
-    fn look_up(&self, open: &mut [(i32, Applied)]) -> Result<(), RunError> {
+    fn look_up(&mut self, open: &mut [(i32, Applied)]) -> Result<(), RunError> {
         let context = self.context;
         let Some(store) = context.wiring.lookups.as_deref() else { return Ok(()) };
         self.lookups.fill(open.iter_mut().map(|(_, applied)| &mut applied.rows.batch), |lookup, layout, keys| {
             let attempt = || store.look_up(layout, keys, lookup.timeout);
             match lookup.unavailable {
                 Unavailable::Wait => context.hold("online", OnlineError::is_retriable, attempt).map(Some),
-                Unavailable::Null => match attempt() {
+                without @ (Unavailable::Null | Unavailable::Stale) => match attempt() {
                     Ok(found) => Ok(Some(found)),
                     Err(error) if error.is_retriable() => {
-                        tracing::warn!(lookup = lookup.name, "features are null, because {error}");
+                        let are = if without == Unavailable::Null { "null" } else { "those read last" };
+                        tracing::warn!(lookup = lookup.name, "features are {are}, because {error}");
                         Ok(None)
                     }
                     Err(error) => Err(error.into()),

@@ -71,7 +71,11 @@ pub(super) fn plan(keys: &[(&str, DataType)]) -> Plan {
         lookups: Vec::new(),
         derived: derived
             .iter()
-            .map(|(name, data_type)| DerivedPlan { column: column(name, *data_type), sql: String::new() })
+            .map(|(name, data_type)| DerivedPlan {
+                column: column(name, *data_type),
+                sql: String::new(),
+                looked_up: false,
+            })
             .collect(),
         score: Some(ScorePlan {
             on: 0,

@@ -63,7 +63,7 @@ names! {
     histogram MODEL_LOAD = "driftline_model_load_seconds";
     /// Rows written to the online store. Labels: pipeline.
     counter ONLINE_ROWS = "driftline_online_rows_written_total";
-    /// Values looked up of other entities. Labels: pipeline, lookup, status (PRESENT, NULL_VALUE, NOT_FOUND, OUTSIDE_MAX_AGE, NULL_KEY, UNAVAILABLE): all but the first are null.
+    /// Values looked up of other entities. Labels: pipeline, lookup, status (PRESENT, STALE, NULL_VALUE, NOT_FOUND, OUTSIDE_MAX_AGE, NULL_KEY, UNAVAILABLE): all but the first two are null.
     counter LOOKED_UP = "driftline_online_values_read_total";
     /// Feature rows committed to offline files. Labels: pipeline.
     counter OFFLINE_ROWS = "driftline_offline_rows_written_total";

@@ -127,7 +127,7 @@ impl Engine {
             plan.groups.iter().flat_map(|group| group.features.iter().map(|(_, _, column)| column.clone())).collect();
         let mut row = features.clone();
         let mut derived = Vec::with_capacity(plan.derived.len());
-        for feature in &plan.derived {
+        for feature in plan.own_derived() {
             let expression = Expression::compile_all(&feature.sql, &row).map_err(|faults| WindowError::Group {
                 group: feature.column.name.to_string(),
                 reason: in_words(&faults),
@@ -146,7 +146,12 @@ impl Engine {
             schema: row_schema(plan),
             features,
             derived,
-            lookups: plan.lookups.iter().flat_map(|lookup| &lookup.columns).map(|(_, of)| of.data_type).collect(),
+            lookups: plan
+                .lookups
+                .iter()
+                .flat_map(|lookup| lookup.columns.iter().map(|(_, of)| of.data_type))
+                .chain(plan.looked_up_derived().map(|derived| derived.column.data_type))
+                .collect(),
             emitted: emitted.into_iter().map(|(_, emitted)| emitted).collect(),
         }))
     }

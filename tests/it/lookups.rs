@@ -66,6 +66,10 @@ view = "brand"
 key = { product_id = "bought_last_lifetime" }
 features = { brand_last_lifetime = "string" }
 unavailable = "null"
+[derived]
+paid = "product_price_last_lifetime * bought_count_lifetime"
+much = "coalesce(paid, 0) > 100"
+often = "bought_count_lifetime > 3"
 [score]
 on = "orders"
 model = "none"
@@ -139,9 +143,64 @@ fn rows_have_the_features_of_what_was_bought() {
         assert_eq!(features["product_price_last_lifetime"], price, "{row}");
         assert_eq!(features["its_brand_last_lifetime"], json!(brands.get(&product)), "{row}");
         assert_eq!(features["product_nothing"], Value::Null, "the catalog has no such feature");
+        let count = features["bought_count_lifetime"].as_f64().unwrap();
+        let paid = price.as_f64().map(|price| price * count);
+        assert_eq!(
+            (features["paid"].as_f64(), &features["much"]),
+            (paid, &json!(paid.is_some_and(|paid| paid > 100.0)))
+        );
+        assert_eq!(features["often"], json!(count > 3.0));
     }
     assert!(found.len() == 3 && found.values().all(|count| *count > 100), "{found:?}");
     // What was looked up is none of the customer's own features.
     let own = world.run(&["get", &shop, "c1", "--json"]);
-    assert!(own.contains("bought_last_lifetime") && !own.contains("product_price"), "{own}");
+    assert!(own.contains("bought_last_lifetime") && own.contains("often"), "{own}");
+    assert!(!own.contains("product_price") && !own.contains("much"), "{own}");
+}
+
+#[test]
+fn what_was_read_last_is_used_while_redis_is_away() {
+    let (kafka, redis) = (Kafka::shared(), Redis::start());
+    let name = unique("stale");
+    let mut world = World::new();
+    world.set("KAFKA_BROKERS", &kafka.address());
+    world.set("REDIS_URL", &redis.url());
+    let shop = SHOP.replace("max_age = \"30d\"", "unavailable = \"stale\"\ntimeout = \"200ms\"");
+    let [catalog, shop] = [("catalog", CATALOG), ("shop", &shop)]
+        .map(|(pipeline, text)| world.define(pipeline, &text.replace("NAME", &name)));
+    kafka.create(&format!("{name}.prices"), 1);
+    kafka.create(&format!("{name}.orders"), 1);
+    kafka.create(&format!("{name}-shop.features"), 1);
+    let price = json!({ "product_id": 7, "at": START, "amount": 2.5, "brand": "x" }).to_string();
+    kafka.produce(&format!("{name}.prices"), [(0, &b"7"[..], price.as_bytes())]);
+    let order = |number: i64| {
+        let order = json!({ "customer_id": "c1", "at": START + number, "product": 7 }).to_string();
+        kafka.produce(&format!("{name}.orders"), [(0, &b"c1"[..], order.as_bytes())]);
+    };
+    world.run(&["features", &catalog, "--until-end", "--listen", "none", "--view", "none"]);
+
+    let mut running = world.start(world.command(&["features", &shop, "--listen", "none", "--view", "none"]));
+    let mut rows = kafka.follow(&format!("{name}-shop.features"));
+    order(1);
+    running.until("the first row is there", || rows.read().len() == 1);
+    // Whatever is read from here on is not in Redis any more.
+    redis.command(&[b"FLUSHALL"]);
+    redis.stop();
+    order(2);
+    running.until_printed("features are those read last");
+    redis.restart();
+    running.until("the second row is there", || rows.read().len() == 2);
+    order(3);
+    running.until("the third row is there", || rows.read().len() == 3);
+    let told: Vec<Value> = rows
+        .read()
+        .iter()
+        .map(|record| {
+            let row: Value = serde_json::from_slice(record.value.as_ref().unwrap()).unwrap();
+            json!([row["features"]["product_price_last_lifetime"], row["features"]["its_brand_last_lifetime"]])
+        })
+        .collect();
+    assert_eq!(told, [json!([2.5, "x"]), json!([2.5, null]), json!([null, null])], "price is used again, brand is not");
+    running.signal(libc::SIGINT);
+    assert_eq!(running.end().code(), Some(0), "{}", running.printed());
 }

@@ -264,9 +264,7 @@ fn events_keyed_anew_ask_for_the_features_of_a_composite_key(#[case] kafka: Opti
     let mut world = World::new();
     let log = world.path("log").display().to_string();
     world.set("LOG", &log);
-    let folder = world.path("pipeline");
-    fs::create_dir_all(&folder).unwrap();
-    fs::write(folder.join("pipeline.toml"), PAIRS.replace("NAME", &name)).unwrap();
+    let pipeline = world.define("pipeline", &PAIRS.replace("NAME", &name));
     let topic = format!("{name}.orders");
     let orders = orders();
     let records = orders.iter().map(|order| (order.partition, order.key.as_bytes(), order.value.as_bytes()));
@@ -284,15 +282,8 @@ fn events_keyed_anew_ask_for_the_features_of_a_composite_key(#[case] kafka: Opti
         }
         producer.commit(&Offsets::new(), None).unwrap();
     }
-    let pipeline = folder.display().to_string();
     let run = ["features", &pipeline, "--until-end", "--listen", "none", "--view", "none", "--instance", "test"];
-    if cfg!(feature = "failpoints") {
-        for point in ["rekey.sent=kill@2", "rekey.after_commit=kill@1", "features.after_commit=kill@1"] {
-            let killed = world.command(&run).env("DRIFTLINE_FAILPOINTS", point).output().unwrap();
-            let signal = std::os::unix::process::ExitStatusExt::signal(&killed.status);
-            assert_eq!(signal, Some(libc::SIGKILL), "{point}: {killed:?}");
-        }
-    }
+    world.killed_at(&run, &["rekey.sent=kill@2", "rekey.after_commit=kill@1", "features.after_commit=kill@1"]);
     world.run(&run);
 
     let values: Vec<Value> = match kafka {
@@ -344,12 +335,9 @@ fn a_topic_that_would_lose_events_is_refused_or_told() {
         let mut world = World::new();
         world.set("LOG", &world.path("log").display().to_string());
         world.set("KAFKA_BROKERS", &kafka.address());
-        let folder = world.path("pipeline");
-        fs::create_dir_all(&folder).unwrap();
-        fs::write(folder.join("pipeline.toml"), PAIRS.replace("NAME", &name)).unwrap();
+        let pipeline = world.define("pipeline", &PAIRS.replace("NAME", &name));
         kafka.create(&format!("{name}.orders"), PARTITIONS);
         kafka.create_with(&format!("{name}.orders.by-pair"), 2, settings);
-        let pipeline = folder.display().to_string();
         let output = world.output(&["features", &pipeline, "--until-end", "--listen", "none", "--view", "none"]);
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };

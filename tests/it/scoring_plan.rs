@@ -33,7 +33,10 @@ pub fn scoring_plan(root: &Path, features: &[(&str, DataType)]) -> Plan {
         groups: Vec::new(),
         windows: Vec::new(),
         lookups: Vec::new(),
-        derived: features.iter().map(|f| DerivedPlan { column: column(*f), sql: String::new() }).collect(),
+        derived: features
+            .iter()
+            .map(|f| DerivedPlan { column: column(*f), sql: String::new(), looked_up: false })
+            .collect(),
         score: Some(ScorePlan {
             on: 0,
             model: "m".into(),

@@ -328,9 +328,9 @@ fn versions_are_switched_under_load_and_back_and_every_event_has_one_prediction(
         come(&mut second, 4_000);
         first.until_printed("version 1 does not serve any more, version 2 does");
 
-        shop.killed(shop.command(&["versions", "rollback"], "v2"), "versions.before_record=kill");
+        killed_at(shop.command(&["versions", "rollback"], "v2"), "versions.before_record=kill");
         assert_eq!(shop.list()["serving"], 2);
-        shop.killed(shop.command(&["versions", "rollback"], "v2"), "versions.recorded=kill");
+        killed_at(shop.command(&["versions", "rollback"], "v2"), "versions.recorded=kill");
         if cfg!(feature = "failpoints") {
             assert_eq!(first.end().signal(), Some(libc::SIGKILL), "{}", first.printed());
             first = shop.world.start(shop.running(&["run"], "v1"));

@@ -2,13 +2,12 @@
 //! window is emitted twice, and none is lost.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::process::World;
+use crate::process::{World, killed_at};
 use crate::servers::{Follower, Kafka, Process, unique};
 
 /// 2025-01-01, ms.
@@ -103,9 +102,7 @@ impl<'a> Shop<'a> {
         let mut shop = Self { kafka, world: World::new(), name: unique("windows") };
         shop.world.set("KAFKA_BROKERS", &kafka.address());
         for (folder, more) in VERSIONS {
-            let text = format!("{PIPELINE}{more}").replace("NAME", &shop.name);
-            fs::create_dir_all(shop.world.path(folder)).unwrap();
-            fs::write(shop.world.path(folder).join("pipeline.toml"), text).unwrap();
+            shop.world.define(folder, &format!("{PIPELINE}{more}").replace("NAME", &shop.name));
         }
         for topic in ["orders", "windows.short", "windows.long"] {
             kafka.create(&shop.topic(topic), 2);
@@ -142,13 +139,6 @@ impl<'a> Shop<'a> {
 
     fn start(&self, folder: &str) -> Process {
         self.world.start(self.running(&["run"], folder))
-    }
-
-    fn killed(&self, mut command: Command, point: &str) {
-        if cfg!(feature = "failpoints") {
-            let output = command.env("DRIFTLINE_FAILPOINTS", point).output().unwrap();
-            assert_eq!(output.status.signal(), Some(libc::SIGKILL), "{point}: {output:?}");
-        }
     }
 
     fn done(&self, mut command: Command) -> String {
@@ -219,7 +209,7 @@ fn other_windows_are_switched_to_and_back_and_each_window_is_emitted_once() {
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(refused.status.code() == Some(1) && said.contains("versions bootstrap"), "{said}");
     for point in ["versions.bootstrapped=kill", "offline.manifest_written=kill@2"] {
-        shop.killed(shop.running(&["versions", "bootstrap", "--until-caught-up"], "v2"), point);
+        killed_at(shop.running(&["versions", "bootstrap", "--until-caught-up"], "v2"), point);
     }
     shop.done(shop.running(&["versions", "bootstrap", "--until-caught-up"], "v2"));
     // Rows of the first one are in its files once it has ended.
@@ -234,7 +224,7 @@ fn other_windows_are_switched_to_and_back_and_each_window_is_emitted_once() {
     let (mut first, mut second) = (shop.start("v1"), shop.start("v2"));
     shop.send(1_500..3_000);
     come(&mut reader, &mut first, 3_000);
-    shop.killed(shop.command(&["versions", "switch"], "v2"), "versions.before_record=kill");
+    killed_at(shop.command(&["versions", "switch"], "v2"), "versions.before_record=kill");
     assert_eq!(shop.serving(), 1);
     shop.done(shop.command(&["versions", "switch"], "v2"));
     kill(second);
@@ -244,10 +234,10 @@ fn other_windows_are_switched_to_and_back_and_each_window_is_emitted_once() {
     shop.send(3_000..4_500);
     come(&mut reader, &mut second, 4_500);
 
-    shop.killed(shop.command(&["versions", "rollback"], "v2"), "versions.before_record=kill");
+    killed_at(shop.command(&["versions", "rollback"], "v2"), "versions.before_record=kill");
     assert_eq!(shop.serving(), 2);
     if cfg!(feature = "failpoints") {
-        shop.killed(shop.command(&["versions", "rollback"], "v2"), "versions.recorded=kill");
+        killed_at(shop.command(&["versions", "rollback"], "v2"), "versions.recorded=kill");
     } else {
         shop.done(shop.command(&["versions", "rollback"], "v2"));
     }

@@ -5,7 +5,7 @@ use rstest::rstest;
 
 use super::*;
 use crate::config::plan::{
-    BrokerPlan, Column, DataType, Delivery, Format, Function, MonitorWindow, OnlinePlan, TimeUnit,
+    BrokerPlan, Column, DataType, Delivery, DerivedPlan, Format, Function, MonitorWindow, OnlinePlan, TimeUnit,
 };
 
 mod documentation;
@@ -755,6 +755,26 @@ fn predictions_beside_a_source_keyed_anew_are_made_in_event_time_order() {
         "{found:?}"
     );
     load_text(&text.replace("[score]\n", "[score]\nemit = \"event_time\"\n")).unwrap();
+}
+
+#[test]
+fn features_may_be_derived_from_looked_up_ones() {
+    let lookup = "[features.bought]\nsource = \"purchases\"\nof = \"note\"\nfunctions = [\"last\"]\nwindows = [\"lifetime\"]\n[lookups.item]\nkey = { product = \"bought_last_lifetime\" }\nfeatures = { price = \"float64\" }\n";
+    let derived = "[derived]\nsurplus = \"spend_max_1h - item_price\"\nlarge = \"surplus > 10 and spend_trend > 1\"\n";
+    let text = PIPELINE.replace("[derived]\n", &format!("{lookup}{derived}"));
+    let plan = load_text(&text).unwrap();
+    let names = |derived: &mut dyn Iterator<Item = &DerivedPlan>| -> Vec<String> {
+        derived.map(|derived| derived.column.name.to_string()).collect()
+    };
+    assert_eq!(names(&mut plan.own_derived()), ["spend_trend"]);
+    assert_eq!(names(&mut plan.looked_up_derived()), ["surplus", "large"]);
+    let columns: Vec<String> = plan.feature_columns().iter().map(|column| column.name.to_string()).collect();
+    assert_eq!(columns[columns.len() - 4..], ["spend_trend", "item_price", "surplus", "large"]);
+
+    let found = lines(load_text(&text.replace("spend_max_1h - item_price", "spend_max_1h - item_prize")));
+    assert!(found.iter().any(|fault| fault.contains("item_prize")), "{found:?}");
+    let found = lines(load_text(&text.replace("product = \"bought_last_lifetime\"", "product = \"surplus\"")));
+    assert!(found.iter().any(|fault| fault.contains("unknown feature `surplus`")), "{found:?}");
 }
 
 #[test]

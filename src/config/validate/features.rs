@@ -159,9 +159,23 @@ pub(super) fn features(
         }
     }
     shared_tiles(spec, &site, &features, faults);
-    derived(spec, root, &mut taken, &mut features, faults);
     features.taken = taken;
+    derived(spec, root, false, &mut features, faults);
     features
+}
+
+/// The names in `[derived]` of what uses features that are looked up, or others that do.
+fn derived_from_lookups(spec: &Spec) -> BTreeSet<String> {
+    let stored = spec.lookups.iter().flat_map(|(name, lookup)| lookup.features.keys().map(move |of| (name, of)));
+    let mut looked_up: BTreeSet<String> = stored.map(|(name, of)| format!("{name}_{}", name_part(of))).collect();
+    let mut found = BTreeSet::new();
+    for (name, text) in &spec.derived {
+        if Expression::names_in(text).iter().any(|used| looked_up.contains(used)) {
+            looked_up.insert(name.clone());
+            found.insert(name.clone());
+        }
+    }
+    found
 }
 
 /// Reports a name that a Feast feature view of driftline's own has.
@@ -229,17 +243,13 @@ fn shared_tiles(spec: &Spec, site: &Site<'_>, features: &Features, faults: &mut 
     }
 }
 
-fn derived(
-    spec: &Spec,
-    root: &Site<'_>,
-    taken: &mut HashMap<String, String>,
-    features: &mut Features,
-    faults: &mut Collector,
-) {
-    for (name, text) in &spec.derived {
+/// Adds the derived features: those that use what is looked up, which has been added by then, or the others.
+pub(super) fn derived(spec: &Spec, root: &Site<'_>, looked_up: bool, features: &mut Features, faults: &mut Collector) {
+    let from_lookups = derived_from_lookups(spec);
+    for (name, text) in spec.derived.iter().filter(|(name, _)| from_lookups.contains(*name) == looked_up) {
         let site = root.get("derived").get(name);
         identifier(name, "feature", &site.key(), faults);
-        if let Some(what) = taken.insert(name.clone(), "another derived feature".to_owned()) {
+        if let Some(what) = features.taken.insert(name.clone(), "another derived feature".to_owned()) {
             faults.report(&site.key(), format!("derived feature `{name}` has the name of {what}"), None);
         }
         let mut later: Vec<(String, String)> = spec
@@ -270,7 +280,7 @@ fn derived(
             Some(expression) => {
                 let column = column(name, expression.data_type());
                 features.columns.push(column.clone());
-                features.derived.push(DerivedPlan { column, sql: text.clone() });
+                features.derived.push(DerivedPlan { column, sql: text.clone(), looked_up });
             }
             None => {
                 features.broken_derived.insert(name.clone());

@@ -3,7 +3,7 @@
 use super::features::{Features, name_part};
 use super::{column, identifier, some_duration, unit};
 use crate::config::document::{Collector, Site};
-use crate::config::plan::{DataType, LookupPlan};
+use crate::config::plan::{DataType, LookupPlan, Unavailable};
 use crate::config::spec::{LookupSpec, Spec};
 use crate::config::units;
 
@@ -44,7 +44,16 @@ pub(super) fn lookups(
             max_age_ms,
             timeout: some_duration(&lookup.timeout, &site.get("timeout"), faults),
             unavailable: lookup.unavailable,
+            stale_for: some_duration(&lookup.stale_for, &site.get("stale_for"), faults),
+            stale_entities: lookup.stale_entities as usize,
         });
+        for key in ["stale_for", "stale_entities"] {
+            if lookup.unavailable != Unavailable::Stale && site.get(key).is_given() {
+                let message = format!("`{key}` is about values that are used again, and these are not");
+                let help = "say unavailable = \"stale\", or leave it out";
+                faults.report(&site.get(key).key(), message, Some(help.into()));
+            }
+        }
     }
     plans
 }

@@ -50,6 +50,7 @@ pub(super) fn plan(spec: &Spec, root: &Site<'_>, folders: &Folders<'_>, faults: 
     let first = rekey::first_entity(spec, &drafts);
     let mut features = features::features(spec, root, (&entities, first), tables, &mut drafts, faults);
     let lookups = lookups::lookups(spec, root, &mut features, faults);
+    features::derived(spec, root, true, &mut features, faults);
     let windows = windows::windows(spec, root, &entities, &mut drafts, faults);
     let labels = sources::labels(spec, root, entities.get(first), folders, faults);
     let model = model::model(spec, root, &features, faults);

@@ -40,10 +40,12 @@ pub fn views(plan: &Plan) -> Vec<View> {
             max_age_ms: longest(&group.windows),
         })
         .collect();
-    if !plan.derived.is_empty() {
+    // What is derived from another entity's features is as of the moment it was looked up, and not of this entity alone.
+    let derived: Vec<Column> = plan.own_derived().map(|d| d.column.clone()).collect();
+    if !derived.is_empty() {
         views.push(View {
             name: DERIVED_VIEW.to_owned(),
-            columns: plan.derived.iter().map(|d| d.column.clone()).collect(),
+            columns: derived,
             max_age_ms: longest(plan.groups.iter().flat_map(|g| &g.windows)),
         });
     }

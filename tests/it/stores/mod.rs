@@ -107,7 +107,11 @@ fn plan(name: &str, online: OnlinePlan, offline: &str) -> Plan {
         ],
         windows: Vec::new(),
         lookups: Vec::new(),
-        derived: vec![DerivedPlan { column: column("ratio", DataType::Float64), sql: "spend_mean_1d / 2".into() }],
+        derived: vec![DerivedPlan {
+            column: column("ratio", DataType::Float64),
+            sql: "spend_mean_1d / 2".into(),
+            looked_up: false,
+        }],
         score: None,
         labels: None,
         monitor: None,

@@ -76,6 +76,8 @@ fn views_of_other_entities_are_looked_up() {
             max_age_ms: None,
             timeout: Duration::from_secs(30),
             unavailable: Unavailable::Wait,
+            stale_for: Duration::from_secs(1),
+            stale_entities: 1,
         };
         let layout = Layout::of_lookup(&lookup);
         let keys: Vec<Vec<u8>> =
@@ -114,6 +116,8 @@ fn a_store_that_keeps_silent_is_waited_for_no_longer_than_asked() {
         max_age_ms: None,
         timeout: Duration::ZERO,
         unavailable: Unavailable::Null,
+        stale_for: Duration::from_secs(1),
+        stale_entities: 1,
     });
     let key = layout.key(&[Value::Int64(1), Value::String("a".into())]).unwrap();
     let error = store.look_up(&layout, &[key], Duration::from_millis(50)).unwrap_err();

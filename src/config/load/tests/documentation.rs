@@ -221,6 +221,9 @@ impl Trial {
                 [("key", r#"{ product_id = "bought_last_lifetime" }"#), ("features", r#"{ price = "float64" }"#)];
             let others = lookup.into_iter().filter(|(name, _)| *name != own);
             set.extend(others.map(|(name, value)| (format!("lookups.item.{name}"), value)));
+            if own.starts_with("stale_") {
+                set.push(("lookups.item.unavailable".to_owned(), r#""stale""#));
+            }
         }
         if key.starts_with("rekey.spent.") {
             let own = [("source", r#""purchases""#), ("entity", r#""customer""#), ("key.customer_id", r#""channel""#)];
