@@ -11,7 +11,7 @@ use driftline::config::plan::{DataType, Emit, OnlinePlan, RekeyPlan};
 use driftline::source::rekeyed::{self, MarkRecord};
 use driftline::source::{SourceBatch, SourceDecoder};
 use driftline::store::feast::{self, Layout};
-use driftline::store::{OfflineStore, Value, Versions, open_online};
+use driftline::store::{Definition, OfflineStore, Value, Versions, open_online};
 use driftline::window::{ColdStore, Engine, Task, TaskClock, WindowError};
 use redb::{Durability, ReadableDatabase as _, TableDefinition};
 
@@ -184,8 +184,10 @@ fn records_of_versions() {
     plan.offline.url = format!("file://{}", folder.path().display());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let store = OfflineStore::open(&plan, runtime.handle().clone()).unwrap();
-    let first = Versions::first(&plan.name, "another", vec!["fuzz.orders".into()], 1);
-    let (second, _) = first.bootstrapped(&plan.definition, vec!["fuzz.orders".into()], 2).unwrap();
+    let current = Definition::of(&plan);
+    let other = |features: &str| Definition { features: features.into(), windows: String::new() };
+    let first = Versions::first(&plan.name, &other("another"), vec!["fuzz.orders".into()], 1);
+    let (second, _) = first.bootstrapped(&current, vec!["fuzz.orders".into()], 2).unwrap();
     for record in [&first, &second] {
         assert!(store.record_versions(record).unwrap());
     }
@@ -203,8 +205,8 @@ fn records_of_versions() {
         // One that was cut off is set aside.
         std::fs::write(&path, &parts[0]).unwrap();
         if let Ok(Some(versions)) = store.versions() {
-            let _ = (versions.role(&plan.definition), versions.of("another").cloned(), versions.number(2).cloned());
-            let _ = versions.bootstrapped("third", Vec::new(), 3);
+            let _ = (versions.role(&current), versions.of(&other("another")).cloned(), versions.number(2).cloned());
+            let _ = versions.bootstrapped(&other("third"), Vec::new(), 3);
             let _ = versions.dropped(1, 3);
             for to in [1, 2, u32::MAX] {
                 let _ = versions.switched(to, driftline::store::Action::Switched, 3);
