@@ -26,6 +26,8 @@ pub enum Function {
     First,
     /// Value of the newest event.
     Last,
+    /// Values of so many of the newest events, the oldest of them first: 1 to [`LONGEST_LIST`].
+    LastN(u16),
     /// Seconds from the newest event to the instant asked for.
     SecondsSinceLast,
     /// Events, or the sum of a column, per second of the window's length.
@@ -41,6 +43,9 @@ pub enum Function {
     /// The quantile of this many per mille, 1 to 999: `p50` is 500, `p99_9` is 999.
     Quantile(u16),
 }
+
+/// So many values has a list at most.
+pub const LONGEST_LIST: u16 = 256;
 
 /// All functions with a name of their own, in the order of the documentation.
 const NAMED: [(&str, Function); 19] = [
@@ -66,11 +71,12 @@ const NAMED: [(&str, Function); 19] = [
 ];
 
 impl Function {
-    /// All functions; of the quantiles some.
+    /// All functions; of the quantiles and lists some.
     #[cfg(test)]
     pub(crate) fn all() -> impl Iterator<Item = Self> {
         let quantiles = [1, 500, 950].map(Self::Quantile);
-        NAMED.into_iter().map(|(_, function)| function).chain(quantiles)
+        let lists = [1, 5, 30].map(Self::LastN);
+        NAMED.into_iter().map(|(_, function)| function).chain(quantiles).chain(lists)
     }
 
     /// Type of the values over a column of type `of`, or over events; `None` where there is no such aggregate.
@@ -86,6 +92,7 @@ impl Function {
             }
             (Self::Min | Self::Max, Some(of @ (Int64 | Float64 | Timestamp))) => Some(of),
             (Self::First | Self::Last | Self::Top(1..=5), Some(of)) => Some(of),
+            (Self::LastN(1..=LONGEST_LIST), Some(of)) => of.element().map(DataType::List),
             (Self::Ratio, Some(Boolean)) => Some(Float64),
             _ => None,
         }
@@ -114,6 +121,9 @@ impl fmt::Display for Function {
                 tenths => write!(f, "p{}_{tenths}", per_mille / 10),
             };
         }
+        if let Self::LastN(most) = self {
+            return write!(f, "last_{most}");
+        }
         let named = NAMED.iter().find(|(_, function)| function == self);
         f.write_str(named.map_or("", |(name, _)| name))
     }
@@ -129,7 +139,7 @@ impl FromStr for Function {
 
     fn from_str(text: &str) -> Result<Self, UnknownFunction> {
         let named = NAMED.iter().find(|(name, _)| *name == text).map(|(_, function)| *function);
-        named.or_else(|| quantile(text)).ok_or(UnknownFunction)
+        named.or_else(|| quantile(text)).or_else(|| last_n(text)).ok_or(UnknownFunction)
     }
 }
 
@@ -145,6 +155,16 @@ fn quantile(text: &str) -> Option<Function> {
     // Written back, it has to be the same: no leading zeros, no signs, one digit after the underscore.
     (per_mille > 0 && function.to_string().strip_prefix('p') == Some(text)).then_some(function)
 }
+
+/// What [`LISTS`] describes.
+fn last_n(text: &str) -> Option<Function> {
+    let most = text.strip_prefix("last_")?.parse().ok().filter(|most| (1..=LONGEST_LIST).contains(most))?;
+    let function = Function::LastN(most);
+    (function.to_string() == text).then_some(function)
+}
+
+/// Names of lists of the newest values, as a regular expression.
+const LISTS: &str = "^last_([1-9][0-9]?|1[0-9]{2}|2[0-4][0-9]|25[0-6])$";
 
 /// Names of quantiles, as a regular expression.
 const QUANTILES: &str = "^p([1-9][0-9]?|[1-9]?[0-9]_[1-9])$";
@@ -173,6 +193,7 @@ impl schemars::JsonSchema for Function {
             "oneOf": [
                 { "enum": names },
                 { "pattern": QUANTILES, "description": "a quantile in percent: p50, p99_9" },
+                { "pattern": LISTS, "description": "the values of so many of the newest events, at most 256: last_20" },
             ],
         })
     }
@@ -198,6 +219,18 @@ mod tests {
         }
         assert_eq!(Function::Quantile(5).to_string(), "p0_5");
         for wrong in ["", "p", "p0", "p100", "p05", "p5_0", "p+5", "p99_99", "p_5", "p00_5", "p99.9", "P50", "p5_+5"] {
+            assert_eq!(wrong.parse::<Function>(), Err(UnknownFunction), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn lists_are_named_by_their_longest() {
+        for most in 1..=LONGEST_LIST {
+            assert_eq!(format!("last_{most}").parse(), Ok(Function::LastN(most)));
+            assert_eq!(Function::LastN(most).to_string(), format!("last_{most}"));
+        }
+        for wrong in ["last_", "last_0", "last_05", "last_+5", "last_257", "last_1000", "last_70000", "last_n", "last5"]
+        {
             assert_eq!(wrong.parse::<Function>(), Err(UnknownFunction), "{wrong}");
         }
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use super::function::Function;
+pub use super::function::{Function, LONGEST_LIST};
 use crate::source::protobuf::Message;
 
 /// A whole pipeline, ready to run.
@@ -169,9 +169,27 @@ pub struct RegistryPlan {
 }
 
 /// Types that keys, fields and features have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Deserialize)]
+#[serde(from = "Element")]
 pub enum DataType {
+    /// 64-bit signed.
+    Int64,
+    /// 64-bit IEEE 754.
+    Float64,
+    /// True or false.
+    Boolean,
+    /// UTF-8.
+    String,
+    /// Milliseconds since 1970 UTC.
+    Timestamp,
+    /// Values of one type in an order, none of them null. Features have it, and neither keys nor fields.
+    List(Element),
+}
+
+/// Types that keys and fields have, and the values of lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Element {
     /// 64-bit signed.
     Int64,
     /// 64-bit IEEE 754.
@@ -184,6 +202,18 @@ pub enum DataType {
     Timestamp,
 }
 
+impl From<Element> for DataType {
+    fn from(element: Element) -> Self {
+        match element {
+            Element::Int64 => Self::Int64,
+            Element::Float64 => Self::Float64,
+            Element::Boolean => Self::Boolean,
+            Element::String => Self::String,
+            Element::Timestamp => Self::Timestamp,
+        }
+    }
+}
+
 impl DataType {
     /// The Arrow type of a column of this type.
     pub fn to_arrow(self) -> arrow::datatypes::DataType {
@@ -194,7 +224,44 @@ impl DataType {
             Self::Boolean => a::DataType::Boolean,
             Self::String => a::DataType::Utf8,
             Self::Timestamp => a::DataType::Timestamp(a::TimeUnit::Millisecond, Some("UTC".into())),
+            Self::List(element) => {
+                a::DataType::List(Arc::new(a::Field::new_list_field(Self::from(element).to_arrow(), false)))
+            }
         }
+    }
+
+    /// The same as a type of lists' values; none for a list.
+    pub fn element(self) -> Option<Element> {
+        match self {
+            Self::Int64 => Some(Element::Int64),
+            Self::Float64 => Some(Element::Float64),
+            Self::Boolean => Some(Element::Boolean),
+            Self::String => Some(Element::String),
+            Self::Timestamp => Some(Element::Timestamp),
+            Self::List(_) => None,
+        }
+    }
+
+    /// True for lists.
+    pub fn is_list(self) -> bool {
+        matches!(self, Self::List(_))
+    }
+}
+
+impl serde::Serialize for DataType {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// That of [`Element`]: no one declares a list.
+impl schemars::JsonSchema for DataType {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "DataType".into()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        Element::json_schema(generator)
     }
 }
 
@@ -206,6 +273,7 @@ impl std::fmt::Display for DataType {
             Self::Boolean => "boolean",
             Self::String => "string",
             Self::Timestamp => "timestamp",
+            Self::List(element) => return write!(f, "list<{}>", Self::from(*element)),
         })
     }
 }

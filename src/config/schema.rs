@@ -109,10 +109,12 @@ fn shape(schema: &Json) -> Shape<'_> {
     }
 }
 
-/// What a schema says about words that it has a pattern for. Only functions have one: `p50`.
-fn pattern(schema: &Json) -> Option<&str> {
-    let mut alternatives = resolve(schema).get("oneOf")?.as_array()?.iter();
-    alternatives.find(|one| one.get("pattern").is_some())?.get("description")?.as_str()
+/// What a schema says about words that it has patterns for. Only functions have some: `p50`, `last_20`.
+fn pattern(schema: &Json) -> Option<String> {
+    let alternatives = resolve(schema).get("oneOf")?.as_array()?.iter();
+    let patterns = alternatives.filter(|one| one.get("pattern").is_some());
+    let described: Vec<&str> = patterns.filter_map(|one| one.get("description")?.as_str()).collect();
+    (!described.is_empty()).then(|| described.join(", or "))
 }
 
 /// A value of the right type for a muted place.

@@ -311,11 +311,7 @@ impl SignatureMismatch {
             parts.push(format!("the order differs from position {position} on: model {model}, pipeline {pipeline}"));
         }
         for (name, model, pipeline) in &self.types {
-            parts.push(format!(
-                "{name} is {} in the model and {} in the pipeline",
-                type_name(*model),
-                type_name(*pipeline)
-            ));
+            parts.push(format!("{name} is {} in the model and {} in the pipeline", model, pipeline));
         }
         parts.join("; ")
     }
@@ -397,8 +393,8 @@ fn check_manifest(manifest: &Manifest, faults: &mut Faults<'_>) {
         if !seen.insert(input.name.as_str()) {
             faults.add(MANIFEST, format!("signature.inputs names {} twice", input.name), "name every feature once");
         }
-        if matches!(input.data_type, DataType::String | DataType::Timestamp) {
-            let problem = format!("signature.inputs: {} is a {}", input.name, type_name(input.data_type));
+        if !matches!(input.data_type, DataType::Int64 | DataType::Float64 | DataType::Boolean) {
+            let problem = format!("signature.inputs: {} is a {}", input.name, input.data_type);
             faults.add(MANIFEST, problem, "models take int64, float64 and boolean features");
         }
     }
@@ -443,16 +439,6 @@ fn read_text(path: &Path) -> io::Result<String> {
 fn is_file_name(name: &str) -> bool {
     let plain = Path::new(name).components().count() == 1 && Path::new(name).file_name().is_some_and(|f| f == name);
     plain && name != MANIFEST
-}
-
-fn type_name(data_type: DataType) -> &'static str {
-    match data_type {
-        DataType::Int64 => "int64",
-        DataType::Float64 => "float64",
-        DataType::Boolean => "boolean",
-        DataType::String => "string",
-        DataType::Timestamp => "timestamp",
-    }
 }
 
 fn sha256(bytes: &[u8]) -> String {

@@ -269,6 +269,7 @@ fn array(values: &[&Value], data_type: DataType) -> ArrayRef {
         DataType::Boolean => Arc::new(column!(BooleanArray, Boolean)),
         DataType::String => Arc::new(column!(StringArray, String)),
         DataType::Timestamp => Arc::new(column!(TimestampMillisecondArray, Timestamp).with_timezone("UTC")),
+        DataType::List(_) => arrow::array::new_null_array(&data_type.to_arrow(), values.len()),
     }
 }
 

@@ -5,10 +5,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BooleanBuilder, Float64Builder, Int32Builder, Int64Builder, RecordBatch, StringBuilder,
+    ArrayRef, BooleanBuilder, Float64Builder, Int32Builder, Int64Builder, ListArray, RecordBatch, StringBuilder,
     TimestampMillisecondBuilder,
 };
-use arrow::datatypes::SchemaRef;
+use arrow::buffer::{NullBuffer, OffsetBuffer};
+use arrow::datatypes::{Field as ArrowField, FieldRef, SchemaRef};
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
 
@@ -49,6 +50,8 @@ struct Scratch {
     keys: Vec<Parsed>,
     features: Vec<Parsed>,
     text: String,
+    /// Values of lists.
+    items: Vec<Parsed>,
 }
 
 impl FeatureReader {
@@ -105,6 +108,7 @@ fn read_one<'de>(value: &'de [u8], keys: &Names, features: &Names, scratch: &mut
     scratch.keys.clear();
     scratch.features.clear();
     scratch.text.clear();
+    scratch.items.clear();
     let found = json::read(value, Record { keys, features, scratch: &mut *scratch })?;
     let head = Head {
         definition: found.definition.ok_or("it lacks 'definition'")?,
@@ -195,15 +199,17 @@ impl<'de> Visitor<'de> for Record<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Found<'de>, A::Error> {
         let mut found = Found::default();
-        let Scratch { keys, features, text } = self.scratch;
+        let Scratch { keys, features, text, items } = self.scratch;
         while let Some(field) = map.next_key::<Field>()? {
             match field {
                 Field::Definition => found.definition = Some(map.next_value::<Text<'de>>()?.0),
                 Field::EventTime => found.event_time = Some(map.next_value()?),
                 Field::Watermark => found.watermark = map.next_value()?,
                 Field::Source => found.source = Some(map.next_value()?),
-                Field::Entity => map.next_value_seed(Object { names: self.keys, cells: keys, text })?,
-                Field::Features => map.next_value_seed(Object { names: self.features, cells: features, text })?,
+                Field::Entity => map.next_value_seed(Object { names: self.keys, cells: keys, text, items })?,
+                Field::Features => {
+                    map.next_value_seed(Object { names: self.features, cells: features, text, items })?
+                }
                 Field::Other => {
                     map.next_value_seed(Skip)?;
                 }
@@ -248,7 +254,7 @@ impl Builders {
 
     fn append(&mut self, head: &Head<'_>, source: &str, scratch: &Scratch) {
         for (builder, cell) in self.keys.iter_mut().zip(&scratch.keys) {
-            builder.append(*cell, &scratch.text);
+            builder.append(*cell, scratch);
         }
         self.event_time.append_value(head.event_time);
         self.source.append_value(source);
@@ -257,7 +263,7 @@ impl Builders {
         self.offset.append_value(head.source.offset);
         self.watermark.append_option(head.watermark);
         for (builder, cell) in self.features.iter_mut().zip(&scratch.features) {
-            builder.append(*cell, &scratch.text);
+            builder.append(*cell, scratch);
         }
     }
 
@@ -289,6 +295,7 @@ enum Typed {
     Boolean(BooleanBuilder),
     String(StringBuilder),
     Timestamp(TimestampMillisecondBuilder),
+    List { items: Box<Builder>, field: FieldRef, lengths: Vec<usize>, valid: Vec<bool> },
 }
 
 struct Builder {
@@ -306,23 +313,41 @@ impl Builder {
             DataType::Timestamp => {
                 Typed::Timestamp(TimestampMillisecondBuilder::new().with_data_type(DataType::Timestamp.to_arrow()))
             }
+            DataType::List(element) => {
+                let item = Column { name: column.name.clone(), data_type: element.into() };
+                Typed::List {
+                    field: Arc::new(ArrowField::new_list_field(item.data_type.to_arrow(), false)),
+                    items: Box::new(Self::new(&item)),
+                    lengths: Vec::new(),
+                    valid: Vec::new(),
+                }
+            }
         };
         Self { name: column.name.clone(), typed }
     }
 
     /// Appends a cell of the column's own type; [`Object`] reads no other.
-    fn append(&mut self, cell: Parsed, text: &str) {
+    fn append(&mut self, cell: Parsed, scratch: &Scratch) {
         match (&mut self.typed, cell) {
             (Typed::Int64(builder), Parsed::Int64(value)) => builder.append_value(value),
             (Typed::Float64(builder), Parsed::Float64(value)) => builder.append_value(value),
             (Typed::Boolean(builder), Parsed::Boolean(value)) => builder.append_value(value),
-            (Typed::String(builder), Parsed::String(start, end)) => builder.append_value(&text[start..end]),
+            (Typed::String(builder), Parsed::String(start, end)) => builder.append_value(&scratch.text[start..end]),
             (Typed::Timestamp(builder), Parsed::Int64(value)) => builder.append_value(value),
             (Typed::Int64(builder), _) => builder.append_null(),
             (Typed::Float64(builder), _) => builder.append_null(),
             (Typed::Boolean(builder), _) => builder.append_null(),
             (Typed::String(builder), _) => builder.append_null(),
             (Typed::Timestamp(builder), _) => builder.append_null(),
+            (Typed::List { items, lengths, valid, .. }, Parsed::List(start, end)) => {
+                scratch.items[start..end].iter().for_each(|item| items.append(*item, scratch));
+                lengths.push(end - start);
+                valid.push(true);
+            }
+            (Typed::List { lengths, valid, .. }, _) => {
+                lengths.push(0);
+                valid.push(false);
+            }
         }
     }
 
@@ -333,6 +358,12 @@ impl Builder {
             Typed::Boolean(builder) => Arc::new(builder.finish()),
             Typed::String(builder) => Arc::new(builder.finish()),
             Typed::Timestamp(builder) => Arc::new(builder.finish()),
+            Typed::List { items, field, lengths, valid } => {
+                let offsets = OffsetBuffer::from_lengths(std::mem::take(lengths));
+                let nulls = NullBuffer::from(std::mem::take(valid));
+                let nulls = (nulls.null_count() > 0).then_some(nulls);
+                Arc::new(ListArray::new(field.clone(), offsets, items.finish().1, nulls))
+            }
         };
         (self.name.clone(), array)
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
-use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 use crate::config::plan::{Column, DataType};
 use crate::source::skip::{Skip, nests_too_deeply};
@@ -33,7 +33,8 @@ pub(super) struct Names {
     positions: FxHashMap<Arc<str>, usize>,
 }
 
-/// One value of an object. Text is in the buffer that was given to [`Object`], from one byte to another.
+/// One value of an object. Text is in the buffer that was given to [`Object`], from one byte to another, and so are the
+/// values of a list among the items.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Parsed {
     Absent,
@@ -42,6 +43,7 @@ pub(super) enum Parsed {
     Float64(f64),
     Boolean(bool),
     String(usize, usize),
+    List(usize, usize),
 }
 
 impl Names {
@@ -69,6 +71,7 @@ pub(super) struct Object<'a> {
     pub(super) names: &'a Names,
     pub(super) cells: &'a mut Vec<Parsed>,
     pub(super) text: &'a mut String,
+    pub(super) items: &'a mut Vec<Parsed>,
 }
 
 impl<'de> DeserializeSeed<'de> for Object<'_> {
@@ -94,7 +97,9 @@ impl<'de> Visitor<'de> for Object<'_> {
             match position {
                 Some(position) => {
                     let column = &self.names.columns[position];
-                    self.cells[position] = map.next_value_seed(Cell { column, text: self.text })?;
+                    let cell =
+                        Cell { name: &column.name, data_type: column.data_type, text: self.text, items: self.items };
+                    self.cells[position] = map.next_value_seed(cell)?;
                     expected = position + 1;
                 }
                 None => {
@@ -132,8 +137,10 @@ impl Visitor<'_> for Name<'_> {
 }
 
 struct Cell<'a> {
-    column: &'a Column,
+    name: &'a str,
+    data_type: DataType,
     text: &'a mut String,
+    items: &'a mut Vec<Parsed>,
 }
 
 impl<'de> DeserializeSeed<'de> for Cell<'_> {
@@ -144,18 +151,19 @@ impl<'de> DeserializeSeed<'de> for Cell<'_> {
     }
 }
 
-impl Visitor<'_> for Cell<'_> {
+impl<'de> Visitor<'de> for Cell<'_> {
     type Value = Parsed;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = match self.column.data_type {
+        let kind = match self.data_type {
             DataType::Int64 => "a whole number",
             DataType::Float64 => "a number",
             DataType::Boolean => "true or false",
             DataType::String => "a text",
             DataType::Timestamp => "milliseconds since 1970",
+            DataType::List(_) => "a list",
         };
-        write!(f, "{kind} or null for '{}'", self.column.name)
+        write!(f, "{kind} or null for '{}'", self.name)
     }
 
     fn visit_unit<E: Error>(self) -> Result<Parsed, E> {
@@ -163,7 +171,7 @@ impl Visitor<'_> for Cell<'_> {
     }
 
     fn visit_i64<E: Error>(self, value: i64) -> Result<Parsed, E> {
-        match self.column.data_type {
+        match self.data_type {
             DataType::Int64 | DataType::Timestamp => Ok(Parsed::Int64(value)),
             DataType::Float64 => Ok(Parsed::Float64(value as f64)),
             _ => Err(E::invalid_type(serde::de::Unexpected::Signed(value), &self)),
@@ -171,7 +179,7 @@ impl Visitor<'_> for Cell<'_> {
     }
 
     fn visit_u64<E: Error>(self, value: u64) -> Result<Parsed, E> {
-        match (i64::try_from(value), self.column.data_type) {
+        match (i64::try_from(value), self.data_type) {
             (Ok(value), _) => self.visit_i64(value),
             (Err(_), DataType::Float64) => Ok(Parsed::Float64(value as f64)),
             (Err(_), _) => Err(E::invalid_value(serde::de::Unexpected::Unsigned(value), &self)),
@@ -179,27 +187,43 @@ impl Visitor<'_> for Cell<'_> {
     }
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<Parsed, E> {
-        match self.column.data_type {
+        match self.data_type {
             DataType::Float64 => Ok(Parsed::Float64(value)),
             _ => Err(E::invalid_type(serde::de::Unexpected::Float(value), &self)),
         }
     }
 
     fn visit_bool<E: Error>(self, value: bool) -> Result<Parsed, E> {
-        match self.column.data_type {
+        match self.data_type {
             DataType::Boolean => Ok(Parsed::Boolean(value)),
             _ => Err(E::invalid_type(serde::de::Unexpected::Bool(value), &self)),
         }
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<Parsed, E> {
-        match self.column.data_type {
+        match self.data_type {
             DataType::String => {
                 let start = self.text.len();
                 self.text.push_str(value);
                 Ok(Parsed::String(start, self.text.len()))
             }
             _ => Err(E::invalid_type(serde::de::Unexpected::Str(value), &self)),
+        }
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Parsed, A::Error> {
+        let DataType::List(element) = self.data_type else {
+            return Err(A::Error::invalid_type(serde::de::Unexpected::Seq, &self));
+        };
+        let start = self.items.len();
+        loop {
+            let (data_type, before) = (DataType::from(element), self.items.len());
+            let cell = Cell { name: self.name, data_type, text: self.text, items: self.items };
+            match list.next_element_seed(cell)? {
+                None => return Ok(Parsed::List(start, before)),
+                Some(Parsed::Null) => return Err(A::Error::custom(format!("a null in the list of '{}'", self.name))),
+                Some(item) => self.items.push(item),
+            }
         }
     }
 }

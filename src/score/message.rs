@@ -175,7 +175,7 @@ impl FeatureEncoder {
             value.extend_from_slice(b",\"features\":{");
             for (name, cells) in self.fields.features.iter().zip(&rows.features) {
                 value.extend_from_slice(name);
-                cell(value, cells.cell(row));
+                cell_or_list(value, cells, row);
             }
             value.extend_from_slice(b"}}");
             write_key(&rows.keys, row, &mut out.keys);
@@ -275,6 +275,20 @@ fn cell(out: &mut Vec<u8>, cell: Cell<'_>) {
         Cell::Boolean(value) => out.extend_from_slice(if value { b"true" } else { b"false" }),
         Cell::String(value) => json(out, value),
     }
+}
+
+/// The value of a row, which may be a list.
+#[inline]
+fn cell_or_list(out: &mut Vec<u8>, cells: &Cells<'_>, row: usize) {
+    let Some((items, range)) = cells.list(row) else { return cell(out, cells.cell(row)) };
+    out.push(b'[');
+    for item in range.clone() {
+        if item > range.start {
+            out.push(b',');
+        }
+        cell(out, items.cell(item));
+    }
+    out.push(b']');
 }
 
 /// An entity's key as records carry it: the text of a single key, a JSON array of several.

@@ -1,9 +1,10 @@
 //! Feature batches as the encoders read them: columns found once a schema, and read cell by cell without conversions.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray,
+    Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int32Array, Int64Array, ListArray, RecordBatch, StringArray,
     TimestampMillisecondArray,
 };
 use arrow::datatypes::{DataType, Float64Type, Int32Type, Int64Type, SchemaRef, TimeUnit, TimestampMillisecondType};
@@ -100,9 +101,10 @@ pub(super) enum Cells<'a> {
     Boolean(&'a BooleanArray),
     String(&'a StringArray),
     Timestamp(&'a TimestampMillisecondArray),
+    List(&'a ListArray, Box<Cells<'a>>),
 }
 
-/// One value.
+/// One value that is no list.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Cell<'a> {
     Null,
@@ -122,11 +124,23 @@ impl<'a> Cells<'a> {
             DataType::Timestamp(TimeUnit::Millisecond, _) => {
                 Ok(Self::Timestamp(column.as_primitive::<TimestampMillisecondType>()))
             }
+            DataType::List(_) => {
+                let lists = column.as_list::<i32>();
+                Ok(Self::List(lists, Box::new(Self::of(name, lists.values())?)))
+            }
             other => Err(wrong(name, other)),
         }
     }
 
-    /// The value of a row; timestamps in milliseconds since 1970 UTC.
+    /// The list of a row, where it is one: its values as cells, and which of them.
+    #[inline]
+    pub(super) fn list(&self, row: usize) -> Option<(&Self, Range<usize>)> {
+        let Self::List(lists, items) = self else { return None };
+        let offsets = lists.value_offsets();
+        lists.is_valid(row).then(|| (items.as_ref(), offsets[row] as usize..offsets[row + 1] as usize))
+    }
+
+    /// The value of a row; timestamps in milliseconds since 1970 UTC. A list is read by [`Cells::list`], and none here.
     #[inline]
     pub(super) fn cell(&self, row: usize) -> Cell<'a> {
         fn some<'a, T>(
@@ -143,6 +157,7 @@ impl<'a> Cells<'a> {
             Self::Boolean(array) => some(*array, row, || array.value(row), Cell::Boolean),
             Self::String(array) => some(*array, row, || array.value(row), Cell::String),
             Self::Timestamp(array) => some(*array, row, || array.value(row), Cell::Int64),
+            Self::List(..) => Cell::Null,
         }
     }
 }

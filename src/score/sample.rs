@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::array::{
-    ArrayRef, BooleanArray, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMillisecondArray,
+    ArrayRef, BooleanArray, Float64Array, Int32Array, Int64Array, ListArray, RecordBatch, StringArray,
+    TimestampMillisecondArray,
 };
+use arrow::buffer::{NullBuffer, OffsetBuffer};
 use arrow::datatypes::{DataType as ArrowType, Field, Schema, SchemaRef};
 
 use crate::config::plan::{
-    BrokerPlan, Column, DataType, Delivery, DerivedPlan, Emit, EntityPlan, Format, OfflinePlan, OnlinePlan, Plan,
-    RegistryPlan, ScorePlan, SourcePlan, StatePlan, TimeUnit,
+    BrokerPlan, Column, DataType, Delivery, DerivedPlan, Element, Emit, EntityPlan, Format, OfflinePlan, OnlinePlan,
+    Plan, RegistryPlan, ScorePlan, SourcePlan, StatePlan, TimeUnit,
 };
 use crate::window::row_columns;
 
@@ -43,6 +45,8 @@ pub(super) fn plan(keys: &[(&str, DataType)]) -> Plan {
         ("member", DataType::Boolean),
         ("last_\"shop\"", DataType::String),
         ("last_seen", DataType::Timestamp),
+        ("amounts", DataType::List(Element::Float64)),
+        ("shops", DataType::List(Element::String)),
     ];
     Plan {
         others: Vec::new(),
@@ -140,5 +144,13 @@ pub(super) fn rows(plan: &Plan) -> RecordBatch {
         Arc::new(StringArray::from(vec![Some(texts[0]), None, Some(texts[2]), Some(texts[3])])),
         utc(vec![Some(1), None, Some(-62_135_596_800_000), Some(0)]),
     ]);
+    let lengths = [2, 0, 0, 3];
+    let list = |items: ArrayRef| -> ArrayRef {
+        let field = Arc::new(Field::new_list_field(items.data_type().clone(), false));
+        let nulls = NullBuffer::from(vec![true, true, false, true]);
+        Arc::new(ListArray::new(field, OffsetBuffer::from_lengths(lengths), items, Some(nulls)))
+    };
+    columns.push(list(Arc::new(Float64Array::from(vec![0.1 + 0.2, -0.5, 1e300, 7.0, 0.0]))));
+    columns.push(list(Arc::new(StringArray::from(vec![texts[1], "", texts[3], texts[2], "plain"]))));
     RecordBatch::try_new(schema(plan), columns).unwrap()
 }

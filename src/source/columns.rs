@@ -88,6 +88,7 @@ impl ColumnBuilder {
             DataType::Float64 => Values::Floats(Vec::new()),
             DataType::Boolean => Values::Booleans(BooleanBufferBuilder::new(0)),
             DataType::String => Values::Texts { bytes: Vec::new(), ends: Vec::new() },
+            DataType::List(_) => unreachable!("no field is declared as a list"),
         };
         Self { field, pending: Pending::Null, values, valid: BooleanBufferBuilder::new(0), nulls: 0, nonfinite: 0 }
     }
@@ -116,7 +117,9 @@ impl ColumnBuilder {
                 None => misfit(format!("number {value}"), "it overflows in milliseconds; is the unit right?"),
             },
             DataType::Boolean => misfit(format!("number {value}"), "send true or false"),
-            DataType::String => misfit(format!("number {value}"), "send text, or declare the field as int64"),
+            DataType::String | DataType::List(_) => {
+                misfit(format!("number {value}"), "send text, or declare the field as int64")
+            }
         };
     }
 
@@ -125,7 +128,7 @@ impl ColumnBuilder {
         match (i64::try_from(value), self.field.data_type) {
             (Ok(value), _) => self.set_integer(value),
             (Err(_), DataType::Float64) => self.pending = Pending::Float(value as f64),
-            (Err(_), DataType::String | DataType::Boolean) => self.set_integer(i64::MAX),
+            (Err(_), DataType::String | DataType::Boolean | DataType::List(_)) => self.set_integer(i64::MAX),
             (Err(_), DataType::Int64 | DataType::Timestamp) => {
                 self.pending = misfit(format!("number {value}"), "it is out of the range of 64-bit signed integers");
             }

@@ -134,6 +134,7 @@ impl Serialize for Value {
             Self::Boolean(v) => out.serialize_bool(*v),
             Self::String(v) => out.serialize_str(v),
             Self::Timestamp(v) => out.serialize_str(&rfc3339(*v)),
+            Self::List(values) => out.collect_seq(values),
         }
     }
 }
@@ -147,6 +148,10 @@ impl fmt::Display for Value {
             Self::Boolean(v) => f.pad(if *v { "true" } else { "false" }),
             Self::String(v) => f.pad(v),
             Self::Timestamp(v) => f.pad(&rfc3339(*v)),
+            Self::List(values) => {
+                let values: Vec<String> = values.iter().map(ToString::to_string).collect();
+                f.pad(&format!("[{}]", values.join(", ")))
+            }
         }
     }
 }

@@ -42,6 +42,8 @@ pub enum Value {
     String(String),
     /// Milliseconds since 1970 UTC.
     Timestamp(i64),
+    /// Values of one type, none of them null.
+    List(Vec<Value>),
 }
 
 /// What a read of one feature group of one entity found.

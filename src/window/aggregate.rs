@@ -20,6 +20,7 @@
 //! | distinct | 257 | see `distinct` |
 //! | quantiles | 257 | see `quantile` |
 //! | frequent | 513 | see `frequent` |
+//! | recent | 1 + 2 · N | see `recent` |
 //!
 //! Lanes of the same events are the same whatever the order in which they were added, except for the last bits of
 //! double-doubles (see `double_double`). Of events of the same time the one added last is the newest and the one added first
@@ -31,6 +32,7 @@ pub(super) mod distinct;
 mod frequent;
 mod parts;
 mod quantile;
+mod recent;
 mod trend;
 
 pub(super) use parts::Parts;
@@ -178,7 +180,9 @@ impl Lanes {
         let first = series.parts.first.then(|| series.start + series.common + 1);
         let frequent = series.start + series.frequent();
         let values = frequent::value_words().map(move |word| frequent + word);
-        last.into_iter().chain(first).chain(values.filter(|_| series.parts.frequent))
+        let recent = series.start + series.recent();
+        let listed = recent::value_words(series.parts.recent).map(move |word| recent + word);
+        last.into_iter().chain(first).chain(values.filter(|_| series.parts.frequent)).chain(listed)
     }
 
     /// Makes `lanes` the empty set.
@@ -262,6 +266,13 @@ impl Lanes {
         let series = &self.series[series];
         series.read(functions, &lanes[series.start..], span, put);
     }
+
+    /// Reads the values of `last_n` of one series off its lanes, the oldest first: `most` of them at most.
+    #[inline]
+    pub fn read_list<'a>(&self, series: usize, most: u16, lanes: &'a [u64]) -> impl Iterator<Item = u64> + use<'a> {
+        let series = &self.series[series];
+        recent::newest(&lanes[series.start..][..series.width][series.recent()..], most)
+    }
 }
 
 /// The window that lanes are read for.
@@ -332,7 +343,7 @@ impl Series {
     #[inline(never)]
     fn add_rest<const LATER: bool>(&self, lanes: &mut [u64], row: &[u64]) {
         let (time, value) = (row[0] as i64, row[self.value]);
-        let Parts { oldest, first, trues, trend, distinct, quantiles, frequent, decayed, .. } = self.parts;
+        let Parts { oldest, first, trues, trend, distinct, quantiles, frequent, recent, decayed, .. } = self.parts;
         if decayed {
             return decay::add(self.half_life, lanes, time, [1.0, self.float(value)]);
         }
@@ -365,6 +376,10 @@ impl Series {
         }
         if frequent {
             frequent::add(&mut lanes[at..], self.hash(row), self.same(value), time);
+            at += frequent::WORDS;
+        }
+        if recent > 0 {
+            recent::add::<LATER>(&mut lanes[at..], time, value);
         }
     }
 
@@ -417,7 +432,7 @@ impl Series {
 
     #[inline(never)]
     fn unite_rest(&self, lanes: &mut [u64], other: &[u64]) {
-        let Parts { oldest, first, trues, trend, distinct, quantiles, frequent, decayed, .. } = self.parts;
+        let Parts { oldest, first, trues, trend, distinct, quantiles, frequent, recent, decayed, .. } = self.parts;
         if decayed {
             return decay::unite(lanes, other);
         }
@@ -447,6 +462,10 @@ impl Series {
         }
         if frequent {
             frequent::unite(&mut lanes[at..], &other[at..]);
+            at += frequent::WORDS;
+        }
+        if recent > 0 {
+            recent::unite(&mut lanes[at..], &other[at..]);
         }
     }
 
@@ -539,6 +558,11 @@ impl Series {
     /// The first lane of frequent values, or where it would be.
     fn frequent(&self) -> usize {
         self.quantiles() + if self.parts.quantiles { quantile::WORDS } else { 0 }
+    }
+
+    /// The first lane of the newest values, or where it would be.
+    fn recent(&self) -> usize {
+        self.frequent() + if self.parts.frequent { frequent::WORDS } else { 0 }
     }
 
     /// The word that stands for all values equal to this one: +0 for −0, which adding 0 does.

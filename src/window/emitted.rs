@@ -30,6 +30,17 @@ use super::watermark::SourceTime;
 use super::{EmittedRows, WindowError, emitted_columns};
 use crate::config::plan::{Column, DataType, EmittedPlan, Function, Span};
 
+/// How the columns of one series are read.
+#[derive(Debug, Clone, Default)]
+struct Reading {
+    /// Functions that give one value.
+    functions: Vec<Function>,
+    /// The column of each.
+    columns: Vec<usize>,
+    /// Those that give a list: its longest, and its column.
+    lists: Vec<(u16, usize)>,
+}
+
 /// The windows of one table `[windows.NAME]`, compiled.
 #[derive(Debug)]
 pub(super) struct Emitted {
@@ -40,8 +51,8 @@ pub(super) struct Emitted {
     /// The events that belong to these windows.
     member: Member,
     lanes: Lanes,
-    /// For each series, which is all events or those of a category: its functions, and the column of each.
-    readings: Vec<(Vec<Function>, Vec<usize>)>,
+    /// For each series, which is all events or those of a category.
+    readings: Vec<Reading>,
     columns: Vec<Column>,
     /// What changes the meaning of a piece of state besides its layout.
     meaning: String,
@@ -69,11 +80,15 @@ impl Emitted {
     ) -> Self {
         plan.functions.iter().for_each(|(function, _)| outline.parts.include(*function, outline.kind));
         let lanes = Lanes::of_windows(outline, categories, mask_words);
-        let mut readings = vec![(Vec::new(), Vec::new()); lanes.series()];
+        let mut readings = vec![Reading::default(); lanes.series()];
         for (at, (function, _)) in plan.functions.iter().enumerate() {
-            let (functions, columns) = &mut readings[plan.by.as_ref().map_or(0, |by| by.of_feature[at])];
-            functions.push(*function);
-            columns.push(at);
+            let reading = &mut readings[plan.by.as_ref().map_or(0, |by| by.of_feature[at])];
+            if let Function::LastN(most) = function {
+                reading.lists.push((*most, at));
+                continue;
+            }
+            reading.functions.push(*function);
+            reading.columns.push(at);
         }
         let by = plan.by.as_ref().map(|by| format!(" by {} {:?}", by.column.name, by.categories));
         let decay = plan.half_life_ms.map(|half_life| format!(" half-life {half_life}"));
@@ -271,12 +286,14 @@ impl OpenWindows {
             let to = &mut Telling { capture: &mut self.capture, engine, texts, table: number };
             let rows = &mut table.rows;
             let mut put = |last: bool, key: &[u8], start: i64, end: i64, lanes: &[u64]| {
-                rows.push(key, start, end, last, at, |put| {
-                    let span = aggregate::Span { as_of: end, seconds: (end - start) as f64 / 1000.0 };
-                    for (series, (functions, columns)) in emitted.readings.iter().enumerate() {
-                        emitted.lanes.read(series, functions, lanes, span, |at, value| put(columns[at], value));
+                rows.push(key, start, end, last, at);
+                let span = aggregate::Span { as_of: end, seconds: (end - start) as f64 / 1000.0 };
+                for (series, Reading { functions, columns, lists }) in emitted.readings.iter().enumerate() {
+                    emitted.lanes.read(series, functions, lanes, span, |at, value| rows.set(columns[at], value));
+                    for &(most, column) in lists {
+                        rows.set_list(column, emitted.lanes.read_list(series, most, lanes));
                     }
-                });
+                }
             };
             match &mut table.open {
                 Open::Panes(panes) => panes.close(&emitted.lanes, watermark, to, |k, s, e, l| put(true, k, s, e, l)),

@@ -1,12 +1,14 @@
 //! A plan's windows, compiled: what each source keeps, and how features are read from it.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType as ArrowType, Field, Schema, SchemaRef};
 
-use super::aggregate::{self, Lanes, Member, Parts, ValueKind};
+use super::aggregate::{self, Lanes, Member, Parts, Span, ValueKind};
 use super::emitted::{Emitted, Membership};
 use super::entities::Entity;
+use super::rows::RowMut;
 use super::state::{Layout, State};
 use super::tile::{Window, Windows};
 use super::{WindowError, row_columns};
@@ -28,6 +30,11 @@ pub struct Engine {
     schema: SchemaRef,
     /// The groups' features, in order.
     pub(super) features: Vec<Column>,
+    /// For each feature that is a list: where its values are among the words of a row in the making, behind the one word of
+    /// each feature.
+    pub(super) lists: Vec<Option<Range<usize>>>,
+    /// So many words has a row in the making.
+    pub(super) row_words: usize,
     /// Derived features, each over all before it.
     pub(super) derived: Vec<(Column, Expression)>,
     /// Types of features that are looked up later, and null in the rows of a task.
@@ -104,9 +111,39 @@ pub(super) struct Reading {
     pub lanes: usize,
     /// Length of the window; not a number for a lifetime.
     pub seconds: f64,
+    /// Those that give one value.
     pub functions: Vec<Function>,
     /// For each function: its index among the features.
     pub columns: Vec<usize>,
+    /// Those that give a list: its longest, and its index among the features.
+    pub lists: Vec<(u16, usize)>,
+}
+
+impl Reading {
+    fn new(series: usize, lanes: usize, seconds: f64) -> Self {
+        Self { series, lanes, seconds, functions: Vec::new(), columns: Vec::new(), lists: Vec::new() }
+    }
+
+    fn add(&mut self, function: Function, column: usize) {
+        match function {
+            Function::LastN(most) => self.lists.push((most, column)),
+            _ => {
+                self.functions.push(function);
+                self.columns.push(column);
+            }
+        }
+    }
+
+    /// Reads the features off all windows of the source.
+    #[inline]
+    pub fn read(&self, lanes: &Lanes, windows: &[u64], as_of: i64, row: &mut RowMut<'_>) {
+        let own = &windows[self.lanes..];
+        let span = Span { as_of, seconds: self.seconds };
+        lanes.read(self.series, &self.functions, own, span, |at, value| row.set(self.columns[at], value));
+        for &(most, column) in &self.lists {
+            row.set_list(column, lanes.read_list(self.series, most, own));
+        }
+    }
 }
 
 impl Engine {
@@ -125,6 +162,16 @@ impl Engine {
         emitted.sort_by_key(|(index, _)| *index);
         let features: Vec<Column> =
             plan.groups.iter().flat_map(|group| group.features.iter().map(|(_, _, column)| column.clone())).collect();
+        let mut row_words = features.len();
+        let lists = plan.groups.iter().flat_map(|group| &group.features).map(|(function, ..)| match function {
+            Function::LastN(most) => {
+                let start = row_words;
+                row_words += usize::from(*most);
+                Some(start..row_words)
+            }
+            _ => None,
+        });
+        let lists = lists.collect();
         let mut row = features.clone();
         let mut derived = Vec::with_capacity(plan.derived.len());
         for feature in plan.own_derived() {
@@ -145,6 +192,8 @@ impl Engine {
             sources,
             schema: row_schema(plan),
             features,
+            lists,
+            row_words,
             derived,
             lookups: plan
                 .lookups
@@ -277,11 +326,10 @@ impl Outline {
                     let seconds = length.map_or(f64::NAN, |length| length as f64 / 1000.0);
                     let known = readings.iter().position(|reading| (reading.series, reading.lanes) == (series, lanes));
                     let reading = known.unwrap_or_else(|| {
-                        readings.push(Reading { series, lanes, seconds, functions: Vec::new(), columns: Vec::new() });
+                        readings.push(Reading::new(series, lanes, seconds));
                         readings.len() - 1
                     });
-                    readings[reading].functions.push(*function);
-                    readings[reading].columns.push(first + at);
+                    readings[reading].add(*function, first + at);
                 }
             }
             first += group.features.len();
@@ -436,7 +484,9 @@ fn find_values(
     }
     let hash = place(Value { column, hashed: true });
     // Texts are not kept where nothing gives them back: of what is worth counting there may be many.
-    let given_back = asks(|function| matches!(function, Function::First | Function::Last | Function::Top(_)));
+    let given_back =
+        |function| matches!(function, Function::First | Function::Last | Function::LastN(_) | Function::Top(_));
+    let given_back = asks(given_back);
     let value = if given_back { place(Value { column, hashed: false }) } else { hash };
     Ok((Some(value), Some(hash)))
 }
@@ -445,7 +495,7 @@ fn kind(data_type: DataType) -> ValueKind {
     match data_type {
         DataType::Int64 | DataType::Timestamp => ValueKind::Integer,
         DataType::Float64 => ValueKind::Float,
-        DataType::Boolean | DataType::String => ValueKind::Opaque,
+        DataType::Boolean | DataType::String | DataType::List(_) => ValueKind::Opaque,
     }
 }
 

@@ -1,19 +1,20 @@
 //! Feature rows on their way to columns.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BooleanArray, Float64Array, Int32Array, Int64Array, RecordBatch, RecordBatchOptions, StringArray,
-    TimestampMillisecondArray, new_null_array,
+    ArrayRef, BooleanArray, Float64Array, Int32Array, Int64Array, ListArray, RecordBatch, RecordBatchOptions,
+    StringArray, TimestampMillisecondArray, new_null_array,
 };
-use arrow::buffer::{BooleanBuffer, Buffer, NullBuffer, ScalarBuffer};
+use arrow::buffer::{BooleanBuffer, Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{Field, Schema};
 
 use super::engine::Engine;
 use super::entities::{Entities, EntityId, decode_keys};
 use super::texts::Texts;
 use super::{Failures, FeatureRows, WindowError};
-use crate::config::plan::DataType;
+use crate::config::plan::{Column, DataType};
 
 /// Where a row comes from.
 #[derive(Debug, Clone, Copy)]
@@ -28,9 +29,13 @@ pub(super) struct Origin {
     pub watermark: Option<i64>,
 }
 
-/// Rows of the groups' features, row by row: 64-bit words, and one bit a feature that says null.
+/// Rows of the groups' features, row by row: a 64-bit word a feature, which of a list is its length; the values of the lists;
+/// and one bit a feature that says null.
 #[derive(Debug)]
 pub(super) struct RowBuffer {
+    features: usize,
+    /// Where the values of each list are among the words of a row.
+    lists: Vec<Option<Range<usize>>>,
     width: usize,
     null_words: usize,
     words: Vec<u64>,
@@ -42,6 +47,7 @@ pub(super) struct RowBuffer {
 pub(super) struct RowMut<'a> {
     words: &'a mut [u64],
     nulls: &'a mut [u64],
+    lists: &'a [Option<Range<usize>>],
 }
 
 impl RowMut<'_> {
@@ -56,11 +62,31 @@ impl RowMut<'_> {
             None => self.nulls[word] |= bit,
         }
     }
+
+    /// Sets a list, which is not longer than the feature's longest.
+    pub fn set_list(&mut self, column: usize, values: impl Iterator<Item = u64>) {
+        let place = self.lists[column].clone().expect("the feature is a list");
+        let mut length = 0;
+        for (word, value) in self.words[place].iter_mut().zip(values) {
+            *word = value;
+            length += 1;
+        }
+        self.set(column, Some(length));
+    }
 }
 
 impl RowBuffer {
-    pub fn new(width: usize) -> Self {
-        Self { width, null_words: width.div_ceil(64), words: Vec::new(), nulls: Vec::new(), origins: Vec::new() }
+    pub fn new(engine: &Engine) -> Self {
+        let features = engine.features.len();
+        Self {
+            features,
+            lists: engine.lists.clone(),
+            width: engine.row_words,
+            null_words: features.div_ceil(64),
+            words: Vec::new(),
+            nulls: Vec::new(),
+            origins: Vec::new(),
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -80,7 +106,7 @@ impl RowBuffer {
         self.words.extend_from_slice(&template.words[row * self.width..][..self.width]);
         self.nulls.extend_from_slice(&template.nulls[row * self.null_words..][..self.null_words]);
         self.origins.push(origin);
-        RowMut { words: &mut self.words[word..], nulls: &mut self.nulls[null..] }
+        RowMut { words: &mut self.words[word..], nulls: &mut self.nulls[null..], lists: &self.lists }
     }
 
     /// Appends a row of nulls.
@@ -89,7 +115,7 @@ impl RowBuffer {
         self.words.resize(word + self.width, 0);
         self.nulls.resize(null + self.null_words, u64::MAX);
         self.origins.push(origin);
-        RowMut { words: &mut self.words[word..], nulls: &mut self.nulls[null..] }
+        RowMut { words: &mut self.words[word..], nulls: &mut self.nulls[null..], lists: &self.lists }
     }
 
     /// Watermark of a row.
@@ -148,25 +174,40 @@ impl RowBuffer {
     /// Transposes the rows, 64 at a time so that they stay in the processor's nearest cache.
     fn feature_columns(&self, engine: &Engine, texts: &Texts) -> Vec<ArrayRef> {
         let count = self.len();
-        let mut words: Vec<Vec<u64>> = (0..self.width).map(|_| Vec::with_capacity(count)).collect();
-        let mut valid: Vec<Vec<u64>> = (0..self.width).map(|_| Vec::with_capacity(count.div_ceil(64))).collect();
+        let mut words: Vec<Vec<u64>> = (0..self.features).map(|_| Vec::with_capacity(count)).collect();
+        let mut valid: Vec<Vec<u64>> = (0..self.features).map(|_| Vec::with_capacity(count.div_ceil(64))).collect();
         for start in (0..count).step_by(64) {
             let end = count.min(start + 64);
             let rows = &self.words[start * self.width..end * self.width];
             let nulls = &self.nulls[start * self.null_words..end * self.null_words];
-            for column in 0..self.width {
+            for column in 0..self.features {
                 words[column].extend(rows[column..].iter().step_by(self.width));
                 let nulls = nulls[column / 64..].iter().step_by(self.null_words);
                 let bits = nulls.rev().fold(0, |bits, word| bits << 1 | (!word >> (column % 64) & 1));
                 valid[column].push(bits);
             }
         }
-        let columns = words.into_iter().zip(valid).zip(&engine.features);
-        columns.map(|((words, valid), column)| build_column(words, valid, column.data_type, texts)).collect()
+        let columns = words.into_iter().zip(valid).zip(&engine.features).zip(&self.lists);
+        let build = |(((words, valid), column), list): (((Vec<u64>, Vec<u64>), &Column), &Option<Range<usize>>)| {
+            let rows = self.words.chunks_exact(self.width.max(1)).zip(&words);
+            let items = list
+                .iter()
+                .flat_map(|place| rows.clone().flat_map(|(row, &length)| &row[place.clone()][..length as usize]));
+            let items = items.copied().collect();
+            build_column(words, valid, items, column.data_type, texts)
+        };
+        columns.map(build).collect()
     }
 }
 
-pub(super) fn build_column(words: Vec<u64>, valid: Vec<u64>, data_type: DataType, texts: &Texts) -> ArrayRef {
+/// A column of its rows' words. Those of lists are their lengths, 0 for a null; `items` are the values of all of them.
+pub(super) fn build_column(
+    words: Vec<u64>,
+    valid: Vec<u64>,
+    items: Vec<u64>,
+    data_type: DataType,
+    texts: &Texts,
+) -> ArrayRef {
     let count = words.len();
     let nulls = NullBuffer::new(BooleanBuffer::new(Buffer::from_vec(valid), 0, count));
     let nulls = (nulls.null_count() > 0).then_some(nulls);
@@ -189,6 +230,14 @@ pub(super) fn build_column(words: Vec<u64>, valid: Vec<u64>, data_type: DataType
                     .map(|(row, &word)| valid(row).then(|| texts.get(word)))
                     .collect::<StringArray>(),
             )
+        }
+        DataType::List(element) => {
+            let element = DataType::from(element);
+            let all = vec![u64::MAX; items.len().div_ceil(64)];
+            let offsets = OffsetBuffer::from_lengths(words.into_iter().map(|length| length as usize));
+            let field = Arc::new(Field::new_list_field(element.to_arrow(), false));
+            let items = build_column(items, all, Vec::new(), element, texts);
+            Arc::new(ListArray::new(field, offsets, items, nulls))
         }
     }
 }

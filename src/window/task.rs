@@ -7,12 +7,11 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 
-use super::aggregate::Span;
 use super::capture::{Captures, Chain, Extent, Slice};
 use super::channels::Channels;
 use super::cold::{Cold, ColdStore, OUT};
 use super::emitted::{Event, OpenWindows};
-use super::engine::Engine;
+use super::engine::{Engine, Reading};
 use super::entities::{Entities, EntityId, Visit};
 use super::held::Held;
 use super::rows::{Origin, RowBuffer};
@@ -633,22 +632,21 @@ fn finish(counts: &mut Counts, finished: Finished) {
 
 impl Output {
     fn new(engine: &Engine) -> Self {
-        let width = engine.features.len();
-        let mut empty = RowBuffer::new(width);
+        let mut empty = RowBuffer::new(engine);
         let origin = Origin { entity: 0, source: 0, offset: 0, sequence: 0, event_time: 0, watermark: None };
         let mut row = empty.push_nulls(origin);
         for source in &engine.sources {
             let mut lanes = vec![0; source.layout.lanes.width()];
             source.layout.lanes.clear(&mut lanes);
             for reading in &source.readings {
-                let put = |at: usize, value| row.set(reading.columns[at], value);
-                let span = Span { as_of: 0, seconds: reading.seconds };
-                source.layout.lanes.read(reading.series, &reading.functions, &lanes, span, put);
+                // All windows are empty: one stands for each.
+                let first = Reading { lanes: 0, ..reading.clone() };
+                first.read(&source.layout.lanes, &lanes, 0, &mut row);
             }
         }
         Self {
-            rows: RowBuffer::new(width),
-            online: RowBuffer::new(width),
+            rows: RowBuffer::new(engine),
+            online: RowBuffer::new(engine),
             empty,
             touched: Vec::new(),
             late: Vec::new(),
@@ -733,9 +731,7 @@ impl Reader {
             let state = entities.state(origin.entity, index);
             state.windows(layout, as_of.last(index), cuts, windows);
             for reading in &source.readings {
-                let put = |at: usize, value| row.set(reading.columns[at], value);
-                let span = Span { as_of: as_of.time, seconds: reading.seconds };
-                layout.lanes.read(reading.series, &reading.functions, &windows[reading.lanes..], span, put);
+                reading.read(&layout.lanes, windows, as_of.time, &mut row);
             }
         }
     }

@@ -128,6 +128,8 @@ def value(function, spec, events, as_of, seconds, kind):
     if function == "seconds_since_last":
         return (as_of - events[-1].time) / 1000 if events else None
     values = [e.row[of] for e in events]
+    if most := re.fullmatch(r"last_(\d+)", function):
+        return values[-int(most[1]) :]
     if function == "distinct":
         return len(set(values))
     if function == "mode" or function.startswith("top_"):
@@ -359,6 +361,8 @@ class Pipeline:
 def feature_type(function, spec, kind):
     if function in ("count", "distinct") and "decay" not in spec:
         return "bigint"
+    if function.startswith("last_"):
+        return kind + "[]"
     if function in ("sum", "min", "max", "first", "last", "mode") or function.startswith("top_"):
         return "double" if "decay" in spec else kind
     return "double"

@@ -141,6 +141,7 @@ fn as_json(value: &Value) -> Json {
         Value::Float64(value) => (*value).into(),
         Value::Boolean(value) => (*value).into(),
         Value::String(value) => value.as_str().into(),
+        Value::List(values) => values.iter().map(as_json).collect(),
     }
 }
 

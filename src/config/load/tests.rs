@@ -317,7 +317,7 @@ fn the_definition_changes_with_what_decides_values_and_with_nothing_else() {
 #[case("of = \"amount\"", "of = \"channel\"", &["28:14 there is no sum of `channel`, which is of type string (count, first, last and seconds_since_last take any type)", "28:21 there is no max of `channel`, which is of type string (count, first, last and seconds_since_last take any type)"])]
 #[case("of = \"amount\"\n", "", &["27:14 `sum` needs a column to aggregate (say which: of = \"amount\")", "27:21 `max` needs a column to aggregate (say which: of = \"amount\")"])]
 #[case("functions = [\"sum\", \"max\"]", "functions = [\"sum\", \"rate\", \"ratio\"]", &["28:21 a `lifetime` has no length, and so no rate (ask for it in a group without a lifetime)", "28:29 there is no ratio of `amount`, which is of type float64 (it takes a condition: derive a boolean column of source `purchases` first)"])]
-#[case("functions = [\"sum\", \"max\"]", "functions = [\"median\", \"p50\", \"p100\", \"sum\", \"max\"]", &["28:14 `median` is not one of the words that `features.spend.functions` takes (did you mean `p50`?)", "28:31 `p100` is not one of the words that `features.spend.functions` takes (one of: count, sum, mean, min, max, var, std, first, last, seconds_since_last, rate, slope, ratio, distinct, mode, top_2, top_3, top_4, top_5, or a quantile in percent: p50, p99_9)"])]
+#[case("functions = [\"sum\", \"max\"]", "functions = [\"median\", \"p50\", \"p100\", \"sum\", \"max\"]", &["28:14 `median` is not one of the words that `features.spend.functions` takes (did you mean `p50`?)", "28:31 `p100` is not one of the words that `features.spend.functions` takes (one of: count, sum, mean, min, max, var, std, first, last, seconds_since_last, rate, slope, ratio, distinct, mode, top_2, top_3, top_4, top_5, or a quantile in percent: p50, p99_9, or the values of so many of the newest events, at most 256: last_20)"])]
 #[case("of = \"amount\"", "of = \"gift\"", &["28:14 there is no sum of `gift`, which is of type boolean (derive a number from it first: cast(gift as int))", "28:21 there is no max of `gift`, which is of type boolean (derive a number from it first: cast(gift as int))"])]
 #[case("source = \"logins\"", "source = \"logins\"\ndecay = \"7d\"", &["36:23 `seconds_since_last` cannot decay (only count, sum and mean can: ask for it in a group without `decay`)"])]
 #[case("source = \"logins\"", "source = \"logins\"\ndecay = \"0s\"", &["35:9 a half-life is at least 1ms (such as decay = \"7d\")", "36:23 `seconds_since_last` cannot decay (only count, sum and mean can: ask for it in a group without `decay`)"])]
@@ -565,6 +565,30 @@ fn the_rows_of_windows_have_no_two_columns_of_a_name() {
         .replace("[score]", "[windows.visits]\nsource = \"purchases\"\nof = \"amount\"\nfunctions = [\"sum\"]\ntumbling = \"1m\"\n[score]");
     let found = lines(load_text(&text));
     assert!(found.len() == 1 && found[0].contains("would have two columns `sum`"), "{found:?}");
+}
+
+#[test]
+fn lists_are_features_but_neither_inputs_nor_in_sql() {
+    let lists = PIPELINE.replace("functions = [\"sum\", \"max\"]", "functions = [\"sum\", \"max\", \"last_5\"]");
+    let plan = load_text(&lists).unwrap();
+    let of = |name: &str| plan.feature_columns().into_iter().find(|column| &*column.name == name).unwrap().data_type;
+    assert_eq!(of("spend_last_5_30d"), DataType::List(crate::config::plan::Element::Float64));
+    assert_ne!(plan.definition, load_text(PIPELINE).unwrap().definition);
+    // Without a list of inputs it is none, either.
+    let all = lists.replace("features = [\"spend_sum_30d\", \"spend_trend\"]\n", "");
+    assert!(!load_text(&all).unwrap().score.unwrap().features.contains(&"spend_last_5_30d".to_owned()));
+
+    let input = lists.replace("features = [\"spend_sum_30d\"", "features = [\"spend_last_5_30d\"");
+    let derived = lists.replace("spend_sum_30d / 720", "spend_last_5_30d / 720");
+    let decayed = lists.replace("of = \"amount\"", "of = \"amount\"\ndecay = \"1d\"");
+    for (text, expected) in [
+        (input, "a model takes numbers and booleans, and `spend_last_5_30d` is of type list<float64>"),
+        (derived, "`spend_last_5_30d` is a list, of which SQL here has no functions"),
+        (decayed, "`last_5` cannot decay"),
+    ] {
+        let found = lines(load_text(&text));
+        assert!(found.iter().any(|fault| fault.contains(expected)), "{found:?}");
+    }
 }
 
 #[test]

@@ -259,16 +259,22 @@ pub(super) fn derived(spec: &Spec, root: &Site<'_>, looked_up: bool, features: &
             .map(|other| (other.clone(), "is not derived yet: move it before this one".to_owned()))
             .collect();
         later.extend(features.of_others.iter().cloned());
+        // There are no functions that could take one.
+        let (lists, columns): (Vec<&Column>, Vec<&Column>) =
+            features.columns.iter().partition(|column| column.data_type.is_list());
+        let reason = "is a list, of which SQL here has no functions";
+        later.extend(lists.into_iter().map(|list| (list.name.to_string(), reason.to_owned())));
+        let columns: Vec<Column> = columns.into_iter().cloned().collect();
         let unknown: Vec<String> = Expression::names_in(text)
             .into_iter()
             .filter(|used| !features.columns.iter().any(|c| *c.name == **used) && features.may_exist(used))
             .collect();
         let expression = if unknown.is_empty() {
-            sql(text, false, Some(&features.columns), &later, &site, faults)
+            sql(text, false, Some(&columns), &later, &site, faults)
         } else {
             // Any type will do: all that is found this way are names that surely do not exist.
             let guessed = unknown.iter().map(|name| column(name, DataType::Float64));
-            let columns: Vec<Column> = features.columns.iter().cloned().chain(guessed).collect();
+            let columns: Vec<Column> = columns.into_iter().chain(guessed).collect();
             for error in Expression::compile_all(text, &columns).err().into_iter().flatten() {
                 if error.message.starts_with("unknown ") {
                     faults.report(&site.text(error.span), error.message, error.help);
@@ -405,7 +411,7 @@ pub(super) fn categories(
             DataType::String => None,
             DataType::Int64 => category.parse::<i64>().err().map(|_| "is no integer"),
             DataType::Boolean => category.parse::<bool>().err().map(|_| "is neither true nor false"),
-            DataType::Float64 | DataType::Timestamp => Some("cannot be a category"),
+            DataType::Float64 | DataType::Timestamp | DataType::List(_) => Some("cannot be a category"),
         };
         if let Some(problem) = problem {
             let message = format!("`{category}` {problem}: `{name}` is of type {}", column.data_type);

@@ -117,6 +117,7 @@ fn model_features(score: &ScoreSpec, site: &Site<'_>, features: &Features, fault
         {
             let help = match column.data_type {
                 DataType::Timestamp => "derive the seconds since then: extract(epoch from …)",
+                DataType::List(_) => "ask for a number of the same events: last, mean, p50, slope, …",
                 _ => "derive a number from it: case … when … then 1 else 0 end",
             };
             let message = format!("a model takes numbers and booleans, and `{name}` is of type {}", column.data_type);

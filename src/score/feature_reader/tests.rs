@@ -51,7 +51,8 @@ fn good() -> serde_json::Value {
         "pipeline": "churn", "definition": "0123456789abcdef", "entity": {"till": 7, "shop": "a"}, "event_time": 5,
         "watermark": null, "source": {"offset": 3, "partition": 1, "topic": "churn.logins", "key": "ignored"},
         "features": {
-            "visits": 2, "spend": 3, "more": {"not": ["asked", "for"]}, "member": null, "last_seen": 9, "last_\"shop\"": "b"
+            "visits": 2, "spend": 3, "more": {"not": ["asked", "for"]}, "member": null, "last_seen": 9, "last_\"shop\"": "b",
+            "amounts": [1, 2.5], "shops": ["x", "y\"z"]
         },
         "future": [1, 2, {"field": "of a newer version"}],
     })
@@ -67,12 +68,21 @@ fn order_and_further_names_do_not_matter() {
     assert_eq!([text("shop"), text("source"), text("last_\"shop\"")], ["a", "logins", "b"]);
     let spend = read.batch.column_by_name("spend").unwrap().as_primitive::<arrow::datatypes::Float64Type>();
     assert_eq!(spend.value(0), 3.0);
+    let list = |name: &str| read.batch.column_by_name(name).unwrap().as_list::<i32>().value(0);
+    let (amounts, shops) = (list("amounts"), list("shops"));
+    assert_eq!(amounts.as_primitive::<arrow::datatypes::Float64Type>().values()[..], [1.0, 2.5]);
+    assert_eq!(shops.as_string::<i32>().iter().flatten().collect::<Vec<_>>(), ["x", "y\"z"]);
 }
 
 #[rstest]
 #[case::definition("/definition", json!("fedcba9876543210"), "definition", "computed by definition fedcba9876543210")]
 #[case::type_of_a_number("/features/visits", json!(1.5), "malformed", "a whole number or null for 'visits'")]
 #[case::type_of_a_text("/features/spend", json!("3"), "malformed", "a number or null for 'spend'")]
+#[case::a_list_for_a_number("/features/visits", json!([1]), "malformed", "a whole number or null for 'visits'")]
+#[case::no_list("/features/amounts", json!(1), "malformed", "a list or null for 'amounts'")]
+#[case::type_in_a_list("/features/shops", json!(["a", 1]), "malformed", "a text or null for 'shops'")]
+#[case::null_in_a_list("/features/shops", json!(["a", null]), "malformed", "a null in the list of 'shops'")]
+#[case::list_in_a_list("/features/shops", json!([["a"]]), "malformed", "a text or null for 'shops'")]
 #[case::beyond_64_bits("/features/visits", json!(u64::MAX), "malformed", "a whole number or null for 'visits'")]
 #[case::null_key("/entity/till", json!(null), "malformed", "entity: 'till' is null")]
 #[case::no_object("/features", json!([1]), "malformed", "expected an object")]

@@ -113,16 +113,16 @@ fn feature_records_are_what_serde_would_write() {
     assert_eq!(records.len(), 4);
     assert_eq!(records[3].entity, entity(SINGLE, 3));
     let features = [
-        json!({"spend": 0.1 + 0.2, "visits": 9_007_199_254_740_993_i64, "member": true, "last_\"shop\"": "plain", "last_seen": 1}),
-        json!({"spend": null, "visits": null, "member": false, "last_\"shop\"": null, "last_seen": null}),
-        json!({"spend": null, "visits": -3, "member": null, "last_\"shop\"": "line\nbreak\u{1}", "last_seen": -62_135_596_800_000_i64}),
-        json!({"spend": -1.797_693_134_862_315_7e308, "visits": 0, "member": true, "last_\"shop\"": "ünï çødé 🦀", "last_seen": 0}),
+        json!({"spend": 0.1 + 0.2, "visits": 9_007_199_254_740_993_i64, "member": true, "last_\"shop\"": "plain", "last_seen": 1, "amounts": [0.1 + 0.2, -0.5], "shops": ["q\"uote\\", ""]}),
+        json!({"spend": null, "visits": null, "member": false, "last_\"shop\"": null, "last_seen": null, "amounts": [], "shops": []}),
+        json!({"spend": null, "visits": -3, "member": null, "last_\"shop\"": "line\nbreak\u{1}", "last_seen": -62_135_596_800_000_i64, "amounts": null, "shops": null}),
+        json!({"spend": -1.797_693_134_862_315_7e308, "visits": 0, "member": true, "last_\"shop\"": "ünï çødé 🦀", "last_seen": 0, "amounts": [1e300, 7.0, 0.0], "shops": ["ünï çødé 🦀", "line\nbreak\u{1}", "plain"]}),
     ];
     for ((record, features), encoded) in records.iter().zip(features).zip(out.iter()) {
         assert_eq!(json!(record.features), features);
         assert_eq!(names(encoded.value), names(&serde_json::to_vec(record).unwrap()));
         let in_order: Vec<&String> = record.features.keys().collect();
-        assert_eq!(in_order, ["spend", "visits", "member", "last_\"shop\"", "last_seen"]);
+        assert_eq!(in_order, ["spend", "visits", "member", "last_\"shop\"", "last_seen", "amounts", "shops"]);
     }
 }
 

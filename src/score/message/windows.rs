@@ -3,7 +3,7 @@
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::TimestampMillisecondType;
 
-use super::{Encoded, cell, field, json, write_key};
+use super::{Encoded, cell, cell_or_list, field, json, write_key};
 use crate::config::plan::{EmittedPlan, Plan};
 use crate::score::ScoreError;
 use crate::score::rows::Cells;
@@ -59,7 +59,7 @@ impl WindowEncoder {
             value.extend_from_slice(&written);
             for (name, cells) in self.names[self.keys + 2..].iter().zip(&values[2..]) {
                 value.extend_from_slice(name);
-                cell(value, cells.cell(row));
+                cell_or_list(value, cells, row);
             }
             value.push(b'}');
             write_key(keys, row, &mut out.keys);

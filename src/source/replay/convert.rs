@@ -276,7 +276,7 @@ impl Kind {
             DataType::Int64 => Self::Number { whole: true },
             DataType::Float64 => Self::Number { whole: false },
             DataType::Boolean => Self::Boolean,
-            DataType::String => Self::Text,
+            DataType::String | DataType::List(_) => Self::Text,
             DataType::Timestamp => Self::Instant { unit, as_text: false },
         }
     }

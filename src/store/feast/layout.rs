@@ -3,14 +3,14 @@
 use std::ops::Range;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int64Array, StringArray, TimestampMillisecondArray,
+    Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int64Array, ListArray, StringArray, TimestampMillisecondArray,
 };
 use arrow::datatypes::{Float64Type, Int64Type, TimestampMillisecondType};
 use bytes::{Bytes, BytesMut};
 use rustc_hash::FxHashMap;
 
-use super::{View, put_key_int64, put_key_names, put_key_string};
-use crate::config::plan::{Column, DataType, EntityPlan, LookupPlan, Plan};
+use super::{Item, View, put_key_int64, put_key_names, put_key_string};
+use crate::config::plan::{Column, DataType, Element, EntityPlan, LookupPlan, Plan};
 use crate::store::{GroupRead, OnlineError, Value};
 use crate::window::{FeatureRows, row_columns};
 
@@ -246,6 +246,7 @@ enum Typed<'a> {
     Boolean(&'a BooleanArray),
     String(&'a StringArray),
     Timestamp(&'a TimestampMillisecondArray),
+    List(&'a ListArray, Element, Box<Typed<'a>>),
 }
 
 impl<'a> Typed<'a> {
@@ -256,6 +257,10 @@ impl<'a> Typed<'a> {
             DataType::Boolean => Self::Boolean(array.as_boolean()),
             DataType::String => Self::String(array.as_string::<i32>()),
             DataType::Timestamp => Self::Timestamp(array.as_primitive::<TimestampMillisecondType>()),
+            DataType::List(element) => {
+                let lists = array.as_list::<i32>();
+                Self::List(lists, element, Box::new(Self::of(lists.values(), element.into())))
+            }
         }
     }
 
@@ -266,8 +271,29 @@ impl<'a> Typed<'a> {
             Self::Boolean(a) if a.is_valid(row) => super::put_bool(a.value(row), out),
             Self::String(a) if a.is_valid(row) => super::put_string(a.value(row), out),
             Self::Timestamp(a) if a.is_valid(row) => super::put_unix_timestamp(a.value(row), out),
-            // A null is no bytes: see `put_value`.
+            Self::List(a, element, items) if a.is_valid(row) => {
+                let (from, to) = (a.value_offsets()[row] as usize, a.value_offsets()[row + 1] as usize);
+                let mut values = Vec::new();
+                (from..to).for_each(|item| super::put_item(items.item(item), &mut values));
+                super::put_list(*element, &values, out);
+            }
+            // A null is a message without a value, no bytes at all: so Feast writes it. Its SDK reads the other null,
+            // `null_val`, as the integer 0.
             _ => {}
+        }
+    }
+}
+
+impl Typed<'_> {
+    /// A value of a list.
+    fn item(&self, at: usize) -> Item<'_> {
+        match self {
+            Self::Int64(a) => Item::Varint(a.value(at)),
+            Self::Float64(a) => Item::Double(a.value(at)),
+            Self::Boolean(a) => Item::Varint(a.value(at).into()),
+            Self::String(a) => Item::Text(a.value(at)),
+            Self::Timestamp(a) => Item::Varint(super::seconds(a.value(at))),
+            Self::List(..) => unreachable!("a list has no lists in it"),
         }
     }
 }

@@ -10,10 +10,10 @@ mod repository;
 pub use layout::{EncodedRows, Layout};
 pub use repository::python_repository;
 
-use prost::encoding::{WireType, decode_key, decode_varint, encode_key, encode_varint, skip_field};
+use prost::encoding::{WireType, decode_key, decode_varint, encode_key, encode_varint, encoded_len_varint, skip_field};
 
 use super::Value;
-use crate::config::plan::{Column, DataType, Plan, WindowPlan};
+use crate::config::plan::{Column, DataType, Element, Plan, WindowPlan};
 
 /// View of the derived features, which belong to no feature group.
 pub const DERIVED_VIEW: &str = "derived";
@@ -140,6 +140,8 @@ mod tag {
     pub const BOOL: u32 = 7;
     pub const UNIX_TIMESTAMP: u32 = 8;
     pub const NULL: u32 = 19;
+    /// That of a list of values is the value's and this.
+    pub const LIST: u32 = 10;
 }
 
 fn put_varint(tag: u32, value: u64, out: &mut impl bytes::BufMut) {
@@ -155,9 +157,13 @@ fn put_bool(value: bool, out: &mut impl bytes::BufMut) {
     put_varint(tag::BOOL, u64::from(value), out);
 }
 
-/// Feast's timestamps are whole seconds: what is below is cut off, towards the past.
 fn put_unix_timestamp(milliseconds: i64, out: &mut impl bytes::BufMut) {
-    put_varint(tag::UNIX_TIMESTAMP, milliseconds.div_euclid(1000).cast_unsigned(), out);
+    put_varint(tag::UNIX_TIMESTAMP, seconds(milliseconds).cast_unsigned(), out);
+}
+
+/// Feast's timestamps are whole seconds: what is below is cut off, towards the past.
+fn seconds(milliseconds: i64) -> i64 {
+    milliseconds.div_euclid(1000)
 }
 
 fn put_double(value: f64, out: &mut impl bytes::BufMut) {
@@ -171,16 +177,44 @@ fn put_string(value: &str, out: &mut impl bytes::BufMut) {
     out.put_slice(value.as_bytes());
 }
 
-/// Appends a value as `feast.types.Value`. Null is a message without a value, no bytes at all: so Feast writes it. Its
-/// SDK reads the other null, `null_val`, as the integer 0.
-pub fn put_value(value: &Value, out: &mut impl bytes::BufMut) {
-    match value {
-        Value::Null => {}
-        Value::Int64(v) => put_int64(*v, out),
-        Value::Float64(v) => put_double(*v, out),
-        Value::Boolean(v) => put_bool(*v, out),
-        Value::String(v) => put_string(v, out),
-        Value::Timestamp(v) => put_unix_timestamp(*v, out),
+/// Appends a list of values, which is a message of its own with one repeated field. `items` is what [`put_item`] wrote.
+fn put_list(element: Element, items: &[u8], out: &mut impl bytes::BufMut) {
+    let (tag, packed) = match element {
+        Element::Int64 => (tag::INT64, true),
+        Element::Float64 => (tag::DOUBLE, true),
+        Element::Boolean => (tag::BOOL, true),
+        Element::Timestamp => (tag::UNIX_TIMESTAMP, true),
+        Element::String => (tag::STRING, false),
+    };
+    // Without values proto3 leaves the field out. Texts are a field each.
+    let packed = packed && !items.is_empty();
+    let head = if packed { 1 + encoded_len_varint(items.len() as u64) } else { 0 };
+    encode_key(tag + tag::LIST, WireType::LengthDelimited, out);
+    encode_varint((head + items.len()) as u64, out);
+    if packed {
+        encode_key(1, WireType::LengthDelimited, out);
+        encode_varint(items.len() as u64, out);
+    }
+    out.put_slice(items);
+}
+
+/// One value of a list.
+enum Item<'a> {
+    /// An integer, a boolean, or seconds.
+    Varint(i64),
+    Double(f64),
+    Text(&'a str),
+}
+
+fn put_item(item: Item<'_>, out: &mut impl bytes::BufMut) {
+    match item {
+        Item::Varint(value) => encode_varint(value.cast_unsigned(), out),
+        Item::Double(value) => out.put_f64_le(value),
+        Item::Text(text) => {
+            encode_key(1, WireType::LengthDelimited, out);
+            encode_varint(text.len() as u64, out);
+            out.put_slice(text.as_bytes());
+        }
     }
 }
 
@@ -195,35 +229,79 @@ pub fn value(mut bytes: &[u8], expected: DataType) -> Result<Value, String> {
     while !buf.is_empty() {
         let (tag, wire) = decode_key(buf).map_err(|e| e.to_string())?;
         value = match (tag, wire) {
-            (tag::INT64, WireType::Varint) => number(varint(buf)?, expected)?,
-            // A 32-bit integer is sign-extended to ten bytes on the wire.
-            (tag::INT32, WireType::Varint) => number(varint(buf)?, expected)?,
-            (tag::BOOL, WireType::Varint) => typed(Value::Boolean(varint(buf)? != 0), DataType::Boolean, expected)?,
-            (tag::UNIX_TIMESTAMP, WireType::Varint) => {
-                let seconds = varint(buf)?;
-                let ms = seconds.checked_mul(1000).ok_or_else(|| format!("timestamp {seconds} s is out of range"))?;
-                typed(Value::Timestamp(ms), DataType::Timestamp, expected)?
-            }
-            (tag::DOUBLE, WireType::SixtyFourBit) => {
-                typed(Value::Float64(f64::from_le_bytes(fixed(buf)?)), DataType::Float64, expected)?
-            }
-            (tag::FLOAT, WireType::ThirtyTwoBit) => {
-                typed(Value::Float64(f32::from_le_bytes(fixed(buf)?).into()), DataType::Float64, expected)?
-            }
-            (tag::STRING | tag::BYTES, WireType::LengthDelimited) => {
-                let length = usize::try_from(varint(buf)?).map_err(|_| "negative length".to_owned())?;
-                let text = buf.split_off(..length).ok_or("the value ends early")?;
-                let text = std::str::from_utf8(text).map_err(|e| e.to_string())?;
-                typed(Value::String(text.to_owned()), DataType::String, expected)?
-            }
             (tag::NULL, WireType::Varint) => {
                 varint(buf)?;
                 Value::Null
             }
-            _ => return Err(format!("value type {tag} where {expected:?} was expected")),
+            (tag::BYTES..=tag::UNIX_TIMESTAMP, _) if !expected.is_list() => scalar_value(tag, wire, buf, expected)?,
+            (_, WireType::LengthDelimited) if let DataType::List(element) = expected => {
+                let length = usize::try_from(varint(buf)?).map_err(|_| "negative length".to_owned())?;
+                list(tag, buf.split_off(..length).ok_or("the value ends early")?, element)?
+            }
+            _ => return Err(format!("value type {tag} where {expected} was expected")),
         };
     }
     Ok(value)
+}
+
+/// Reads a value that is no list, after its tag.
+fn scalar_value(tag: u32, wire: WireType, buf: &mut &[u8], expected: DataType) -> Result<Value, String> {
+    match (tag, wire) {
+        // A 32-bit integer is sign-extended to ten bytes on the wire.
+        (tag::INT64 | tag::INT32, WireType::Varint) => number(varint(buf)?, expected),
+        (tag::BOOL, WireType::Varint) => typed(Value::Boolean(varint(buf)? != 0), DataType::Boolean, expected),
+        (tag::UNIX_TIMESTAMP, WireType::Varint) => {
+            let seconds = varint(buf)?;
+            let ms = seconds.checked_mul(1000).ok_or_else(|| format!("timestamp {seconds} s is out of range"))?;
+            typed(Value::Timestamp(ms), DataType::Timestamp, expected)
+        }
+        (tag::DOUBLE, WireType::SixtyFourBit) => {
+            typed(Value::Float64(f64::from_le_bytes(fixed(buf)?)), DataType::Float64, expected)
+        }
+        (tag::FLOAT, WireType::ThirtyTwoBit) => {
+            typed(Value::Float64(f32::from_le_bytes(fixed(buf)?).into()), DataType::Float64, expected)
+        }
+        (tag::STRING | tag::BYTES, WireType::LengthDelimited) => {
+            let length = usize::try_from(varint(buf)?).map_err(|_| "negative length".to_owned())?;
+            let text = buf.split_off(..length).ok_or("the value ends early")?;
+            let text = std::str::from_utf8(text).map_err(|e| e.to_string())?;
+            typed(Value::String(text.to_owned()), DataType::String, expected)
+        }
+        _ => Err(format!("value type {tag} where {expected} was expected")),
+    }
+}
+
+/// Reads the message of a list.
+fn list(tag: u32, mut bytes: &[u8], element: Element) -> Result<Value, String> {
+    let expected = DataType::from(element);
+    let scalar = tag.checked_sub(tag::LIST).filter(|scalar| (tag::BYTES..=tag::UNIX_TIMESTAMP).contains(scalar));
+    let scalar = scalar.ok_or_else(|| format!("value type {tag} where a list was expected"))?;
+    let wire = match scalar {
+        tag::BYTES | tag::STRING => WireType::LengthDelimited,
+        tag::DOUBLE => WireType::SixtyFourBit,
+        tag::FLOAT => WireType::ThirtyTwoBit,
+        _ => WireType::Varint,
+    };
+    let buf = &mut bytes;
+    let mut items = Vec::new();
+    while !buf.is_empty() {
+        let (field, found) = decode_key(buf).map_err(|e| e.to_string())?;
+        match (field, found) {
+            (1, found) if found == wire => items.push(scalar_value(scalar, wire, buf, expected)?),
+            // Numbers are packed, as a rule.
+            (1, WireType::LengthDelimited) => {
+                let length = usize::try_from(varint(buf)?).map_err(|_| "negative length".to_owned())?;
+                let mut packed = buf.split_off(..length).ok_or("the list ends early")?;
+                while !packed.is_empty() {
+                    items.push(scalar_value(scalar, wire, &mut packed, expected)?);
+                }
+            }
+            (field, found) => {
+                skip_field(found, field, buf, prost::encoding::DecodeContext::default()).map_err(|e| e.to_string())?;
+            }
+        }
+    }
+    Ok(Value::List(items))
 }
 
 fn varint(buf: &mut &[u8]) -> Result<i64, String> {
@@ -242,7 +320,7 @@ fn number(value: i64, expected: DataType) -> Result<Value, String> {
 }
 
 fn typed(value: Value, found: DataType, expected: DataType) -> Result<Value, String> {
-    if found == expected { Ok(value) } else { Err(format!("{found:?} where {expected:?} was expected")) }
+    if found == expected { Ok(value) } else { Err(format!("{found} where {expected} was expected")) }
 }
 
 /// Appends an instant (milliseconds since 1970 UTC) as `google.protobuf.Timestamp`. Zeros are left out, as proto3 does.

@@ -24,7 +24,7 @@ pub fn python_repository(plan: &Plan) -> String {
         out,
         format_args!("from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSource, ValueType"),
     );
-    put(out, format_args!("from feast.types import Bool, Float64, Int64, String, UnixTimestamp\n"));
+    put(out, format_args!("from feast.types import Array, Bool, Float64, Int64, String, UnixTimestamp\n"));
 
     for key in &plan.entity.keys {
         let value_type = if key.data_type == DataType::Int64 { "INT64" } else { "STRING" };
@@ -94,14 +94,16 @@ fn put(out: &mut String, line: std::fmt::Arguments<'_>) {
     writeln!(out, "{line}").expect("writing to memory cannot fail");
 }
 
-fn feast_type(data_type: DataType) -> &'static str {
-    match data_type {
+fn feast_type(data_type: DataType) -> String {
+    let plain = match data_type {
         DataType::Int64 => "Int64",
         DataType::Float64 => "Float64",
         DataType::Boolean => "Bool",
         DataType::String => "String",
         DataType::Timestamp => "UnixTimestamp",
-    }
+        DataType::List(element) => return format!("Array({})", feast_type(element.into())),
+    };
+    plain.to_owned()
 }
 
 /// A Python string literal. JSON's escapes are Python's.

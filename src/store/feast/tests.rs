@@ -2,10 +2,55 @@ use super::*;
 use proptest::prelude::*;
 use rstest::rstest;
 
+/// Writes a value as the columns' encoder does.
+fn put_value(value: &Value, data_type: DataType, out: &mut Vec<u8>) {
+    match (value, data_type) {
+        (Value::Null, _) => {}
+        (Value::Int64(v), _) => put_int64(*v, out),
+        (Value::Float64(v), _) => put_double(*v, out),
+        (Value::Boolean(v), _) => put_bool(*v, out),
+        (Value::String(v), _) => put_string(v, out),
+        (Value::Timestamp(v), _) => put_unix_timestamp(*v, out),
+        (Value::List(values), DataType::List(element)) => {
+            let mut items = Vec::new();
+            for value in values {
+                let item = match value {
+                    Value::Int64(v) => Item::Varint(*v),
+                    Value::Boolean(v) => Item::Varint((*v).into()),
+                    Value::Timestamp(v) => Item::Varint(seconds(*v)),
+                    Value::Float64(v) => Item::Double(*v),
+                    Value::String(v) => Item::Text(v),
+                    other => panic!("{other:?} is in no list"),
+                };
+                put_item(item, &mut items);
+            }
+            put_list(element, &items, out);
+        }
+        (other, data_type) => panic!("{other:?} as {data_type}"),
+    }
+}
+
 fn encoded(value: &Value) -> String {
     let mut out = Vec::new();
-    put_value(value, &mut out);
+    put_value(value, DataType::Int64, &mut out);
     hex::encode(out)
+}
+
+/// Vectors of Feast 0.67's `Value_pb2`: `Value(int64_list_val=Int64List(val=[…])).SerializeToString()`.
+#[rstest]
+#[case::doubles(Element::Float64, vec![Value::Float64(1.0), Value::Float64(2.0)], "7a120a10000000000000f03f0000000000000040")]
+#[case::integers(Element::Int64, vec![Value::Int64(3), Value::Int64(0), Value::Int64(-1)], "720e0a0c0300ffffffffffffffffff01")]
+#[case::no_integers(Element::Int64, vec![], "7200")]
+#[case::booleans(Element::Boolean, vec![Value::Boolean(true), Value::Boolean(false)], "8a01040a020100")]
+#[case::texts(Element::String, vec![Value::String("ab".into()), Value::String(String::new()), Value::String("c".into())], "62090a0261620a000a0163")]
+#[case::no_texts(Element::String, vec![], "6200")]
+#[case::instants(Element::Timestamp, vec![Value::Timestamp(5000), Value::Timestamp(-5000)], "92010d0a0b05fbffffffffffffffff01")]
+fn lists_are_feasts(#[case] element: Element, #[case] values: Vec<Value>, #[case] expected: &str) {
+    let (value, data_type) = (Value::List(values), DataType::List(element));
+    let mut out = Vec::new();
+    put_value(&value, data_type, &mut out);
+    assert_eq!(hex::encode(&out), expected);
+    assert_eq!(super::value(&out, data_type), Ok(value));
 }
 
 fn key(project: &str, keys: &[(&str, Value)]) -> String {
@@ -75,6 +120,10 @@ fn what_feast_pushes_is_read(#[case] bytes: &str, #[case] expected: DataType, #[
 #[rstest]
 #[case::another_type("12026162", DataType::Int64)]
 #[case::a_list("7a120a10000000000000f03f0000000000000040", DataType::Float64)]
+#[case::no_list("290000000000002940", DataType::List(Element::Float64))]
+#[case::a_list_of_others("7a120a10000000000000f03f0000000000000040", DataType::List(Element::Int64))]
+#[case::a_list_cut_off("7a120a10000000000000f03f00000000000000", DataType::List(Element::Float64))]
+#[case::a_list_that_says_it_is_longer("7a120a11000000000000f03f0000000000000040", DataType::List(Element::Float64))]
 #[case::cut_off("2900000000", DataType::Float64)]
 #[case::cut_off_text("120361", DataType::String)]
 #[case::not_text("1201ff", DataType::String)]
@@ -110,6 +159,19 @@ fn colliding_fields_are_found() {
 }
 
 fn any_value() -> impl Strategy<Value = (Value, DataType)> {
+    let one = any_element();
+    let list = prop_oneof![
+        prop::collection::vec(any::<i64>().prop_map(Value::Int64), 0..9).prop_map(|list| (list, Element::Int64)),
+        prop::collection::vec(any::<bool>().prop_map(Value::Boolean), 0..9).prop_map(|list| (list, Element::Boolean)),
+        prop::collection::vec(any::<String>().prop_map(Value::String), 0..9).prop_map(|list| (list, Element::String)),
+        prop::collection::vec((-9_000_000i64..9_000_000).prop_map(|s| Value::Timestamp(s * 1000)), 0..9)
+            .prop_map(|list| (list, Element::Timestamp)),
+        prop::collection::vec((-1e300..1e300).prop_map(Value::Float64), 0..9).prop_map(|list| (list, Element::Float64)),
+    ];
+    prop_oneof![one, list.prop_map(|(list, element)| (Value::List(list), DataType::List(element)))]
+}
+
+fn any_element() -> impl Strategy<Value = (Value, DataType)> {
     prop_oneof![
         any::<i64>().prop_map(|v| (Value::Int64(v), DataType::Int64)),
         any::<f64>()
@@ -127,7 +189,7 @@ proptest! {
     #[test]
     fn values_round_trip((value, data_type) in any_value()) {
         let mut out = Vec::new();
-        put_value(&value, &mut out);
+        put_value(&value, data_type, &mut out);
         prop_assert_eq!(super::value(&out, data_type), Ok(value));
     }
 
@@ -153,6 +215,7 @@ proptest! {
     fn noise_is_an_error_or_a_value_never_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
         for data_type in [DataType::Int64, DataType::Float64, DataType::Boolean, DataType::String, DataType::Timestamp] {
             let _ = super::value(&bytes, data_type);
+            let _ = super::value(&bytes, DataType::List(data_type.element().unwrap()));
         }
         let _ = timestamp(&bytes);
         let _ = version(&bytes);

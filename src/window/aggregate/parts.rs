@@ -1,6 +1,6 @@
 //! Which lanes a series has, by what its functions read.
 
-use super::{ValueKind, decay, distinct, frequent, quantile, trend};
+use super::{ValueKind, decay, distinct, frequent, quantile, recent, trend};
 use crate::config::plan::Function;
 
 /// Which lanes a series has.
@@ -20,6 +20,8 @@ pub(in crate::window) struct Parts {
     pub distinct: bool,
     pub quantiles: bool,
     pub frequent: bool,
+    /// So many of the newest values.
+    pub recent: u16,
     pub decayed: bool,
 }
 
@@ -43,6 +45,7 @@ impl Parts {
             Function::Distinct => self.distinct = true,
             Function::Quantile(_) => self.quantiles = true,
             Function::Top(_) => self.frequent = true,
+            Function::LastN(most) => self.recent = self.recent.max(most),
         }
     }
 
@@ -66,6 +69,7 @@ impl Parts {
             (self.distinct, ("distinct", distinct::WORDS)),
             (self.quantiles, ("quantiles", quantile::WORDS)),
             (self.frequent, ("frequent", frequent::WORDS)),
+            (self.recent > 0, ("recent", recent::words(self.recent))),
         ];
         let single = parts.into_iter().filter(|(kept, _)| *kept).flat_map(|(_, names)| names).map(|name| (*name, 1));
         single.chain(large.into_iter().filter(|(kept, _)| *kept).map(|(_, part)| part))

@@ -24,23 +24,17 @@ pub(super) struct EmittedBuffer {
     times: Vec<i64>,
     /// For each function: words, and one bit a row that says that there is a value.
     values: Vec<(Vec<u64>, Vec<u64>)>,
+    /// For each function that gives lists: their values. Its words are their lengths.
+    items: Vec<Vec<u64>>,
 }
 
 impl EmittedBuffer {
     pub fn new(functions: usize) -> Self {
-        Self { values: vec![Default::default(); functions], ..Self::default() }
+        Self { values: vec![Default::default(); functions], items: vec![Vec::new(); functions], ..Self::default() }
     }
 
-    /// Appends a row. `read` tells each function's number and value.
-    pub fn push(
-        &mut self,
-        key: &[u8],
-        start: i64,
-        end: i64,
-        last: bool,
-        (offset, time): (i64, i64),
-        read: impl FnOnce(&mut dyn FnMut(usize, Option<u64>)),
-    ) {
+    /// Appends a row without values. [`EmittedBuffer::set`] and [`EmittedBuffer::set_list`] then give it some.
+    pub fn push(&mut self, key: &[u8], start: i64, end: i64, last: bool, (offset, time): (i64, i64)) {
         let row = self.starts.len();
         self.keys.extend_from_slice(key);
         self.key_ends.push(self.keys.len());
@@ -55,13 +49,26 @@ impl EmittedBuffer {
                 valid.push(0);
             }
         }
-        read(&mut |function, value| {
-            if let Some(value) = value {
-                let (words, valid) = &mut self.values[function];
-                words[row] = value;
-                valid[row / 64] |= 1 << (row % 64);
-            }
-        });
+    }
+
+    /// Sets a function's value in the last row.
+    #[inline]
+    pub fn set(&mut self, function: usize, value: Option<u64>) {
+        if let Some(value) = value {
+            let row = self.starts.len() - 1;
+            let (words, valid) = &mut self.values[function];
+            words[row] = value;
+            valid[row / 64] |= 1 << (row % 64);
+        }
+    }
+
+    /// Sets a function's list in the last row.
+    pub fn set_list(&mut self, function: usize, values: impl Iterator<Item = u64>) {
+        let items = &mut self.items[function];
+        let before = items.len();
+        items.extend(values);
+        let length = items.len() - before;
+        self.set(function, Some(length as u64));
     }
 
     /// Takes all rows; `None` where there are none.
@@ -81,8 +88,8 @@ impl EmittedBuffer {
         for instants in [rows.starts, rows.ends] {
             columns.push(Arc::new(TimestampMillisecondArray::from(instants).with_timezone("UTC")));
         }
-        for ((words, valid), column) in rows.values.into_iter().zip(&emitted.columns) {
-            columns.push(build_column(words, valid, column.data_type, texts));
+        for (((words, valid), items), column) in rows.values.into_iter().zip(rows.items).zip(&emitted.columns) {
+            columns.push(build_column(words, valid, items, column.data_type, texts));
         }
         columns.push(Arc::new(BooleanArray::from(rows.finals)));
         columns.push(Arc::new(Int64Array::from(rows.offsets)));

@@ -18,7 +18,7 @@ impl Task {
         let next = if ids.len() > limit { ids.pop() } else { None };
         let quiet = self.time.quiet();
         let sequence = self.applied.iter().sum::<i64>() + self.reordered;
-        let mut rows = RowBuffer::new(self.engine.features.len());
+        let mut rows = RowBuffer::new(&self.engine);
         let source = self.engine.on.unwrap_or(0);
         let Output { empty, reader, .. } = &mut self.output;
         for entity in ids {

@@ -27,7 +27,7 @@ fn takes(function: Function) -> Vec<Option<DataType>> {
             of(&numbers)
         }
         Function::Min | Function::Max => [of(&numbers), of(&[DataType::Timestamp])].concat(),
-        Function::First | Function::Last | Function::Distinct | Function::Top(_) => any,
+        Function::First | Function::Last | Function::Distinct | Function::Top(_) | Function::LastN(_) => any,
         Function::Ratio => of(&[DataType::Boolean]),
     }
 }

@@ -6,6 +6,7 @@ mod edges;
 mod emitted;
 mod event_time;
 mod exact;
+mod lists;
 mod matrix;
 mod oracle;
 mod properties;
@@ -158,6 +159,12 @@ fn decayed(group: GroupPlan, half_life_ms: i64) -> GroupPlan {
     GroupPlan { features: decays.collect(), half_life_ms: Some(half_life_ms), of: group.of, ..group }
 }
 
+/// Of the features only lists, none longer than this.
+fn only_lists(mut group: GroupPlan, longest: u16) -> GroupPlan {
+    group.features.retain(|(function, ..)| matches!(function, Function::LastN(most) if *most <= longest));
+    group
+}
+
 /// The same features, each for every category.
 fn by(group: GroupPlan, name: &str, categories: &[&str]) -> GroupPlan {
     let categories: Vec<String> = categories.iter().map(|&category| category.to_owned()).collect();
@@ -254,6 +261,7 @@ enum Cell {
     Int(i64),
     Float(u64),
     Text(String),
+    List(Vec<Cell>),
 }
 
 impl Cell {
@@ -272,6 +280,10 @@ fn cell(array: &dyn Array, row: usize) -> Cell {
         ArrowType::Float64 => Cell::float(array.as_primitive::<Float64Type>().value(row)),
         ArrowType::Boolean => Cell::Int(i64::from(array.as_boolean().value(row))),
         ArrowType::Utf8 => Cell::Text(array.as_string::<i32>().value(row).to_owned()),
+        ArrowType::List(_) => {
+            let items = array.as_list::<i32>().value(row);
+            Cell::List((0..items.len()).map(|item| cell(&items, item)).collect())
+        }
         other => Cell::Text(format!("{other}")),
     }
 }

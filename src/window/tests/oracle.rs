@@ -228,6 +228,10 @@ pub(super) fn value(group: &GroupPlan, function: Function, time: i64, length: Op
         }
         Function::First => events.first().map_or(Cell::Null, |event| own(event)),
         Function::Last => events.last().map_or(Cell::Null, |event| own(event)),
+        Function::LastN(most) => {
+            let newest = &events[events.len().saturating_sub(most.into())..];
+            Cell::List(newest.iter().map(|event| own(event)).collect())
+        }
         Function::Rate => {
             let seconds = length.expect("a rate needs a length") as f64 / 1000.0;
             Cell::float(if data_type.is_none() { count } else { floats.iter().sum::<f64>() } / seconds)
@@ -253,7 +257,7 @@ pub(super) fn value(group: &GroupPlan, function: Function, time: i64, length: Op
                 Cell::Int(value) => hash_word(*value as u64),
                 Cell::Float(bits) => hash_word(*bits),
                 Cell::Text(text) => hash_text(text),
-                Cell::Null => panic!("nulls are not counted"),
+                Cell::Null | Cell::List(_) => panic!("neither nulls nor lists are counted"),
             };
             seen.sort_by_key(|(value, count, newest)| (Reverse((*count, *newest)), hash(value)));
             let found = seen.get(usize::from(rank) - 1).filter(|_| seen.len() <= 128);

@@ -64,7 +64,10 @@ pub(super) fn scenario(most: usize) -> impl Strategy<Value = Scenario> {
         let windows = prop::sample::subsequence(WINDOWS.to_vec(), 1..5);
         let by = prop::option::weighted(0.3, prop::sample::select(CATEGORIES.to_vec()));
         let half_life = prop::option::weighted(0.2, prop_oneof![Just(1i64), Just(50), Just(100_000)]);
-        let one = (tables..sources, prop::sample::select(COLUMNS.to_vec()), any::<bool>(), windows, by, half_life);
+        // Lists alone take few words, so that few events are merged already.
+        let lists = prop::bool::weighted(0.2);
+        let one =
+            (tables..sources, prop::sample::select(COLUMNS.to_vec()), any::<bool>(), windows, by, half_life, lists);
         let groups = prop::collection::vec(one, 1..4);
         let start = prop_oneof![Just(-4321i64), Just(0), Just(1_700_000_000_000)];
         let facts = prop::sample::subsequence(FIELDS[2..].to_vec(), 1..=5);
@@ -79,19 +82,21 @@ pub(super) fn scenario(most: usize) -> impl Strategy<Value = Scenario> {
                 let sources: Vec<_> = sources.collect();
                 let of_tables = (0..tables).map(|at| group_of_table(at, &sources[at]));
                 let of_tables: Vec<_> = of_tables.collect();
-                let groups =
-                    groups.into_iter().enumerate().map(|(at, (source, of, filter, windows, categories, half_life))| {
+                let groups = groups.into_iter().enumerate().map(
+                    |(at, (source, of, filter, windows, categories, half_life, lists))| {
                         let windows: Vec<_> = windows.into_iter().map(|(length, tile)| window(length, tile)).collect();
                         let group = group(&format!("g{at}"), source, of, filter.then_some("units > 2"), &windows);
                         let group = match half_life {
                             Some(half_life) => decayed(group, half_life),
+                            None if lists && of.is_some() => only_lists(group, 6),
                             None => group,
                         };
                         match categories {
                             Some((column, categories)) => super::by(group, column, categories),
                             None => group,
                         }
-                    });
+                    },
+                );
                 let groups = of_tables.into_iter().chain(groups).collect();
                 Scenario { plan: plan(sources, groups, on), logs }
             },

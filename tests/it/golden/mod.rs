@@ -18,7 +18,7 @@ use crate::servers::Kafka;
 
 /// All folders under tests/golden.
 const FOLDERS: &[&str] =
-    &["avro", "bad-records", "by", "decay", "emitted", "event-time", "exact", "sliding", "sources", "sql"];
+    &["avro", "bad-records", "by", "decay", "emitted", "event-time", "exact", "lists", "sliding", "sources", "sql"];
 
 #[test]
 fn every_golden_folder_is_run() {
@@ -40,6 +40,7 @@ fn every_golden_folder_is_run() {
 #[case::emitted("emitted")]
 #[case::event_time("event-time")]
 #[case::exact("exact")]
+#[case::lists("lists")]
 #[case::sliding("sliding")]
 #[case::sources("sources")]
 #[case::sql("sql")]
@@ -254,9 +255,15 @@ fn assert_answers(found: &Outcome, answers: &BTreeMap<String, Vec<Value>>, run: 
 fn cells(row: &str) -> BTreeMap<String, String> {
     let instant = |text: &str| chrono::DateTime::parse_from_rfc3339(text).ok().map(|at| at.timestamp_millis() as f64);
     let number = |text: &str| serde_json::from_str::<f64>(text).ok().or_else(|| instant(text));
+    let plain = |value: &str| number(value).map_or_else(|| value.to_owned(), |number| format!("{number:?}"));
     let cell = |cell: &str| {
         let (name, value) = cell.split_once('=').unwrap();
-        (name.to_owned(), number(value).map_or_else(|| value.to_owned(), |number| format!("{number:?}")))
+        let list = value.strip_prefix('[').and_then(|list| list.strip_suffix(']'));
+        let value = match list {
+            Some(list) => format!("[{}]", list.split(", ").map(plain).collect::<Vec<_>>().join(", ")),
+            None => plain(value),
+        };
+        (name.to_owned(), value)
     };
     row.split('\t').map(cell).collect()
 }
@@ -266,7 +273,10 @@ fn as_cell(value: &Value) -> String {
     match (value.as_f64(), value.as_str()) {
         (Some(number), _) => format!("{number:?}"),
         (_, Some(text)) => text.to_owned(),
-        _ => value.to_string(),
+        _ => match value.as_array() {
+            Some(list) => format!("[{}]", list.iter().map(as_cell).collect::<Vec<_>>().join(", ")),
+            None => value.to_string(),
+        },
     }
 }
 

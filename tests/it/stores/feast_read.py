@@ -33,6 +33,8 @@ services = [o for o in objects if isinstance(o, FeatureService)]
 
 
 def plain(value):
+    if isinstance(value, list):
+        return [plain(item) for item in value]
     if isinstance(value, datetime):
         value = value if value.tzinfo else value.replace(tzinfo=timezone.utc)
         return round(value.timestamp() * 1000)

@@ -8,10 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::array::{
-    ArrayRef, BooleanArray, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMillisecondArray,
+    ArrayRef, BooleanArray, Float64Array, Int32Array, Int64Array, ListArray, RecordBatch, StringArray,
+    TimestampMillisecondArray,
 };
+use arrow::buffer::OffsetBuffer;
+use arrow::datatypes::Field;
 use driftline::config::plan::{
-    BrokerPlan, Column, DataType, DerivedPlan, EntityPlan, Function, GroupPlan, OfflinePlan, OnlinePlan, Plan,
+    BrokerPlan, Column, DataType, DerivedPlan, Element, EntityPlan, Function, GroupPlan, OfflinePlan, OnlinePlan, Plan,
     RegistryPlan, StatePlan, WindowPlan,
 };
 use driftline::store::{GroupRead, Value};
@@ -102,6 +105,11 @@ fn plan(name: &str, online: OnlinePlan, offline: &str) -> Plan {
                     (Function::Last, 0, column("city_last_lifetime", DataType::String)),
                     (Function::Last, 0, column("seen_last_lifetime", DataType::Timestamp)),
                     (Function::Last, 0, column("vip_last_lifetime", DataType::Boolean)),
+                    (Function::LastN(3), 0, column("counts_last_3_lifetime", DataType::List(Element::Int64))),
+                    (Function::LastN(3), 0, column("means_last_3_lifetime", DataType::List(Element::Float64))),
+                    (Function::LastN(3), 0, column("cities_last_3_lifetime", DataType::List(Element::String))),
+                    (Function::LastN(3), 0, column("seens_last_3_lifetime", DataType::List(Element::Timestamp))),
+                    (Function::LastN(3), 0, column("vips_last_3_lifetime", DataType::List(Element::Boolean))),
                 ],
             ),
         ],
@@ -154,6 +162,23 @@ impl Row {
         [Value::Int64(self.shop), Value::String(self.customer.clone())]
     }
 
+    /// Of the row's lists: how long they are, and of each value a number that it follows from.
+    fn listed(&self) -> Vec<i64> {
+        (0..(self.at + self.sequence).rem_euclid(4)).map(|n| n * 7 - self.sequence).collect()
+    }
+
+    /// The lists, in the plan's order: numbers, fractions, texts, instants in whole seconds, booleans.
+    fn lists(&self) -> [Vec<Value>; 5] {
+        let list = |value: fn(i64) -> Value| self.listed().into_iter().map(value).collect();
+        [
+            list(Value::Int64),
+            list(|n| Value::Float64(n as f64 / 8.0)),
+            list(|n| Value::String(format!("ü{n}"))),
+            list(|n| Value::Timestamp(n * 1000)),
+            list(|n| Value::Boolean(n % 2 == 0)),
+        ]
+    }
+
     fn ratio(&self) -> Option<f64> {
         self.mean.map(|m| m / 2.0)
     }
@@ -167,15 +192,40 @@ impl Row {
             found("spend", vec![or_null(self.count.map(Value::Int64)), or_null(self.mean.map(Value::Float64))]),
             found(
                 "visit",
-                vec![
+                [
                     or_null(self.city.clone().map(Value::String)),
                     or_null(self.seen.map(Value::Timestamp)),
                     or_null(self.vip.map(Value::Boolean)),
-                ],
+                ]
+                .into_iter()
+                .chain(self.lists().map(Value::List))
+                .collect(),
             ),
             found("derived", vec![or_null(self.ratio().map(Value::Float64))]),
         ]
     }
+}
+
+/// One of the five lists of these rows.
+fn list_column(rows: &[Row], which: usize) -> ArrayRef {
+    let items: Vec<Value> = rows.iter().flat_map(|row| row.lists()[which].clone()).collect();
+    macro_rules! array {
+        ($array:ty, $variant:ident) => {
+            items
+                .iter()
+                .map(|item| if let Value::$variant(item) = item { Some(item.clone()) } else { None })
+                .collect::<$array>()
+        };
+    }
+    let items: ArrayRef = match which {
+        0 => Arc::new(array!(Int64Array, Int64)),
+        1 => Arc::new(array!(Float64Array, Float64)),
+        2 => Arc::new(array!(StringArray, String)),
+        3 => Arc::new(array!(TimestampMillisecondArray, Timestamp).with_timezone("UTC")),
+        _ => Arc::new(array!(BooleanArray, Boolean)),
+    };
+    let field = Arc::new(Field::new_list_field(items.data_type().clone(), false));
+    Arc::new(ListArray::new(field, OffsetBuffer::from_lengths(rows.iter().map(|row| row.listed().len())), items, None))
 }
 
 /// What a window would hand over for these rows.
@@ -197,8 +247,12 @@ fn feature_rows(rows: &[Row]) -> FeatureRows {
         ("city_last_lifetime", Arc::new(StringArray::from_iter(rows.iter().map(|r| r.city.as_deref())))),
         ("seen_last_lifetime", times(rows.iter().map(|r| r.seen).collect())),
         ("vip_last_lifetime", Arc::new(BooleanArray::from_iter(rows.iter().map(|r| r.vip)))),
-        ("ratio", Arc::new(Float64Array::from_iter(rows.iter().map(Row::ratio)))),
     ];
+    let lists = ["counts", "means", "cities", "seens", "vips"].map(|name| format!("{name}_last_3_lifetime"));
+    let lists: Vec<(&str, ArrayRef)> =
+        lists.iter().enumerate().map(|(at, name)| (name.as_str(), list_column(rows, at))).collect();
+    let ratio: ArrayRef = Arc::new(Float64Array::from_iter(rows.iter().map(Row::ratio)));
+    let columns: Vec<_> = columns.into_iter().chain(lists).chain([("ratio", ratio)]).collect();
     // Nullable throughout, whatever this batch holds, so that all batches have one schema.
     let batch = RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, c)| (n, c, true))).unwrap();
     FeatureRows { batch, sequence: rows.iter().map(|r| r.sequence).collect() }

@@ -621,6 +621,11 @@ fn feasts_own_sdk_reads_and_writes_the_same_rows() {
     assert_eq!(answer["seen_last_lifetime"], expected(|r| r.seen.into()));
     assert_eq!(answer["vip_last_lifetime"], expected(|r| r.vip.into()));
     assert_eq!(answer["ratio"], expected(|r| r.ratio().into()));
+    assert_eq!(answer["counts_last_3_lifetime"], expected(|r| r.listed().into()));
+    assert_eq!(answer["means_last_3_lifetime"], expected(|r| r.listed().iter().map(|n| *n as f64 / 8.0).collect()));
+    assert_eq!(answer["cities_last_3_lifetime"], expected(|r| r.listed().iter().map(|n| format!("ü{n}")).collect()));
+    assert_eq!(answer["seens_last_3_lifetime"], expected(|r| r.listed().iter().map(|n| n * 1000).collect()));
+    assert_eq!(answer["vips_last_3_lifetime"], expected(|r| r.listed().iter().map(|n| n % 2 == 0).collect()));
     assert_eq!(answer["event_time"], expected(|r| r.at.into()));
     assert_eq!(answer["service"], ["ratio", "spend_mean_1d"].map(serde_json::Value::from));
 

@@ -320,16 +320,17 @@ fn the_page_of_functions_is_true() {
             let types = page.entry(name.to_owned()).or_default();
             for of in cells[1].split(", ").map(|what| what.trim_start_matches("or ")).flat_map(takes) {
                 let of_name = of.map_or("nothing".to_owned(), |of| of.to_string());
-                let value = if cells[2] == "that of `of`" { of_name.clone() } else { cells[2].to_owned() };
+                let value = cells[2].replace("that of `of`", &of_name).replace("list of ", "list<");
+                let value = if value.starts_with("list<") { format!("{value}>") } else { value };
                 assert!(types.insert(of_name, value).is_none(), "{line}");
             }
         }
     }
     let root: Json = serde_json::from_str(&json_schema()).unwrap();
     let names = root["$defs"]["Function"]["oneOf"][0]["enum"].as_array().unwrap();
-    let quantiles = ["p1", "p50", "p99_9"];
-    assert_eq!(page.len(), names.len() + quantiles.len());
-    for name in names.iter().map(|name| name.as_str().unwrap()).chain(quantiles) {
+    let with_numbers = ["p1", "p50", "p99_9", "last_1", "last_20"];
+    assert_eq!(page.len(), names.len() + with_numbers.len());
+    for name in names.iter().map(|name| name.as_str().unwrap()).chain(with_numbers) {
         let function: Function = name.parse().unwrap();
         let types = ALL.iter().filter_map(|of| {
             let of_name = of.map_or("nothing".to_owned(), |of| of.to_string());
