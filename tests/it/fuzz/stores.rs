@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use driftline::broker::embedded::{EmbeddedBroker, database};
 use driftline::broker::{Broker as _, NextOffset, Offsets, OutRecord, Records, TopicPartition, TopicSettings};
-use driftline::config::plan::{DataType, Emit, OnlinePlan, RekeyPlan};
+use driftline::config::plan::{DataType, Element, Emit, OnlinePlan, RekeyPlan};
 use driftline::source::rekeyed::{self, MarkRecord};
 use driftline::source::{SourceBatch, SourceDecoder};
 use driftline::store::feast::{self, Layout};
@@ -94,18 +94,18 @@ fn batches_of_the_embedded_log() {
 fn values_of_the_online_store() {
     let plan = plan();
     let layout = Layout::new(&plan, "fuzz");
-    let mut values = vec![Vec::new()];
-    for value in [
-        Value::Int64(-3),
-        Value::Float64(2.5),
-        Value::Boolean(true),
-        Value::String("é".into()),
-        Value::Timestamp(1_700_000_000_000),
-    ] {
-        let mut bytes = Vec::new();
-        feast::put_value(&value, &mut bytes);
-        values.push(bytes);
-    }
+    // Messages of Feast's ValueProto: null, -3, 2.5, true, "é", an instant, and lists of integers, doubles and texts.
+    let values = [
+        vec![],
+        vec![0x20, 0xfd, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01],
+        [&[0x29][..], &2.5_f64.to_le_bytes()].concat(),
+        vec![0x38, 0x01],
+        vec![0x12, 0x02, 0xc3, 0xa9],
+        vec![0x40, 0x80, 0xe2, 0xcf, 0xaa, 0x06],
+        vec![0x72, 0x04, 0x0a, 0x02, 0x01, 0x02],
+        [&[0x7a, 0x0a, 0x0a, 0x08][..], &2.5_f64.to_le_bytes()].concat(),
+        vec![0x62, 0x07, 0x0a, 0x02, 0xc3, 0xa9, 0x0a, 0x01, 0x61],
+    ];
     let (mut time, mut version) = (Vec::new(), Vec::new());
     feast::put_timestamp(1_700_000_000_123, &mut time);
     feast::put_version(1_700_000_000_123, 77, &mut version);
@@ -115,14 +115,9 @@ fn values_of_the_online_store() {
     let target = Target { name: "online-values", shapes: &shapes, corpus, words: &[], cases: 50_000 };
     target.run(|parts| {
         let all = [DataType::Int64, DataType::Float64, DataType::Boolean, DataType::String, DataType::Timestamp];
-        for data_type in all {
-            if let Ok(value) = feast::value(&parts[0], data_type) {
-                let mut again = Vec::new();
-                feast::put_value(&value, &mut again);
-                let back = feast::value(&again, data_type).expect("what is written can be read");
-                // No NaN is equal to itself.
-                assert!(back == value || format!("{back:?}") == format!("{value:?}"));
-            }
+        let lists = [Element::Int64, Element::Float64, Element::Boolean, Element::String, Element::Timestamp];
+        for data_type in all.into_iter().chain(lists.map(DataType::List)) {
+            let _ = feast::value(&parts[0], data_type);
         }
         let _ = (feast::timestamp(&parts[1]), feast::version(&parts[2]));
         let field = |view: usize, field: usize| {
