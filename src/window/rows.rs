@@ -14,7 +14,7 @@ use super::engine::Engine;
 use super::entities::{Entities, EntityId, decode_keys};
 use super::texts::Texts;
 use super::{Failures, FeatureRows, WindowError};
-use crate::config::plan::{Column, DataType};
+use crate::config::plan::DataType;
 
 /// Where a row comes from.
 #[derive(Debug, Clone, Copy)]
@@ -187,16 +187,19 @@ impl RowBuffer {
                 valid[column].push(bits);
             }
         }
-        let columns = words.into_iter().zip(valid).zip(&engine.features).zip(&self.lists);
-        let build = |(((words, valid), column), list): (((Vec<u64>, Vec<u64>), &Column), &Option<Range<usize>>)| {
-            let rows = self.words.chunks_exact(self.width.max(1)).zip(&words);
-            let items = list
-                .iter()
-                .flat_map(|place| rows.clone().flat_map(|(row, &length)| &row[place.clone()][..length as usize]));
-            let items = items.copied().collect();
-            build_column(words, valid, items, column.data_type, texts)
+        // The values of a list, row by row.
+        let items_of = |place: &Option<Range<usize>>, lengths: &[u64]| -> Vec<u64> {
+            let Some(place) = place else { return Vec::new() };
+            let rows = self.words.chunks_exact(self.width.max(1)).zip(lengths);
+            rows.flat_map(|(row, &length)| &row[place.clone()][..length as usize]).copied().collect()
         };
-        columns.map(build).collect()
+        let columns = words.into_iter().zip(valid).zip(&engine.features).zip(&self.lists);
+        columns
+            .map(|(((words, valid), column), place)| {
+                let items = items_of(place, &words);
+                build_column(words, valid, items, column.data_type, texts)
+            })
+            .collect()
     }
 }
 
