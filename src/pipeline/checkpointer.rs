@@ -46,6 +46,8 @@ enum Message {
     /// A task was restored from this manifest: its next checkpoint follows it.
     Begin(i32, Option<Box<Manifest>>),
     Work(i32, Work),
+    /// Answered once all that came before is written.
+    Wait(SyncSender<()>),
 }
 
 enum Work {
@@ -101,6 +103,10 @@ impl Checkpointer {
                             chains
                                 .insert(partition, Chain::At(Box::new(Next { previous: manifest, ..Next::default() })));
                         }
+                        Message::Wait(answer) => {
+                            // Who asked may have ended.
+                            let _ = answer.send(());
+                        }
                         Message::Work(partition, work) => {
                             let result = write(&context, &steps, &mut chains, partition, work);
                             counter.fetch_sub(1, Ordering::Release);
@@ -142,6 +148,18 @@ impl Checkpointer {
     pub fn write(&self, partition: i32, job: Job) -> Result<(), RunError> {
         self.outstanding.fetch_add(1, Ordering::AcqRel);
         self.send(Message::Work(partition, Work::Write(job)))
+    }
+
+    /// Waits until all that was handed over is written.
+    ///
+    /// # Errors
+    /// The failure that ended the thread.
+    pub fn wait(&self) -> Result<(), RunError> {
+        let (answer, answered) = mpsc::sync_channel(1);
+        self.send(Message::Wait(answer))?;
+        // The thread drops the question only where it ends, and says why before that.
+        let _ = answered.recv();
+        self.check()
     }
 
     /// # Errors

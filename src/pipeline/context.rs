@@ -244,6 +244,8 @@ pub struct Context {
     pub(super) rebuilt: Mutex<BTreeSet<i32>>,
     /// Partitions owned by the workers, for `/ready`.
     pub(super) owned: Mutex<BTreeMap<usize, Vec<i32>>>,
+    /// With `--until-end`: partitions that a worker of this process has read to their ends, committed, and kept in a checkpoint.
+    pub(super) finished: Mutex<BTreeSet<i32>>,
     /// What the re-keyers of this process wrote. Shared by all entities' contexts.
     pub(super) rekeyed: Arc<Rekeyed>,
     /// Asks the monitor to end once it has read all predictions.
@@ -324,6 +326,7 @@ impl Context {
             new_role: AtomicBool::new(false),
             rebuilt: Mutex::default(),
             owned: Mutex::default(),
+            finished: Mutex::default(),
             drain_drift: Stop::new(),
             drain_retrain: Stop::new(),
         };

@@ -179,7 +179,7 @@ impl<'a> Worker<'a> {
                 self.flush(closed)?;
             }
             self.checkpoints(false)?;
-            if self.context.options.until_end && self.at_end() {
+            if self.context.options.until_end && self.may_end()? {
                 return self.end();
             }
         }
@@ -191,7 +191,7 @@ impl<'a> Worker<'a> {
             let waits = |source| slot.task.buffered(source) > 0;
             !slot.task.is_in_event_time() && (0..self.context.engine.sources()).any(waits)
         });
-        let idle = if held { HELD_POLL } else { IDLE_POLL };
+        let idle = if held || self.is_finished() { HELD_POLL } else { IDLE_POLL };
         worker::poll_wait(self.batcher.deadline(), if self.has_slices() { Duration::ZERO } else { idle })
     }
 
@@ -477,6 +477,30 @@ impl<'a> Worker<'a> {
                         && slot.online == Online::Complete
                         && self.ends.consumer.caught_up(&TopicPartition::new(Arc::clone(&sources[s].topic), *partition))
                 })
+    /// With `--until-end`: true where this worker may leave its group. The others would have to give back what they are
+    /// reading and begin again at their last checkpoints, so it stays until all that they own is finished, too. What is
+    /// finished may change hands: whoever gets it has nothing left to do.
+    fn may_end(&mut self) -> Result<bool, RunError> {
+        if self.at_end() && !self.is_finished() {
+            self.publish_open()?;
+            self.checkpointer.wait()?;
+            self.context.finished.lock().extend(self.slots.keys());
+        }
+        let owned: Vec<i32> = self.context.owned.lock().values().flatten().copied().collect();
+        let finished = self.context.finished.lock().clone();
+        Ok(worker::may_leave(self.slots.is_empty(), &owned, &finished, || {
+            // A broker that does not answer now is asked again after the next poll.
+            let topic = self.context.wiring.broker.topic(&self.context.plan.sources[0].topic).ok().flatten();
+            topic.map_or(usize::MAX, |topic| topic.partitions.len())
+        }))
+    }
+
+    /// True where this worker owns partitions, and all of them are finished.
+    fn is_finished(&self) -> bool {
+        let finished = self.context.finished.lock();
+        !self.slots.is_empty() && self.slots.keys().all(|partition| finished.contains(partition))
+    }
+
             })
     }
 
@@ -641,8 +665,7 @@ impl<'a> Worker<'a> {
         if let Some(closed) = self.batcher.shut_down() {
             self.flush(closed)?;
         }
-        self.checkpoints(true)?;
-        self.checkpointer.finish()
+        self.checkpoints(true)
     }
 }
 
@@ -666,6 +689,12 @@ fn given_up(error: OnlineError) -> RunError {
     match error.is_retriable() {
         true => RunError::Interrupted { what: "online store", reason: error.to_string() },
         false => error.into(),
+        self.publish_open()?;
+        self.checkpointer.finish()
+    }
+
+    /// Publishes what is open and hands over checkpoints of all that is new.
+    fn publish_open(&mut self) -> Result<(), RunError> {
     }
 }
 

@@ -2,6 +2,7 @@
 //! a loss.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -80,6 +81,19 @@ pub(super) fn keep_joined(
             other => return other,
         }
     }
+}
+
+/// With `--until-end`: true where a worker may leave its group without leaving anything to others. `owned` is what all
+/// workers of its process own, `idle` says that none of it is its own, `finished` is what is read to its end and kept. One
+/// without partitions may have some on their way to it as long as any of the `partitions` is unfinished.
+pub(super) fn may_leave(
+    idle: bool,
+    owned: &[i32],
+    finished: &BTreeSet<i32>,
+    partitions: impl FnOnce() -> usize,
+) -> bool {
+    owned.iter().all(|partition| finished.contains(partition))
+        && (!idle || (!finished.is_empty() && finished.len() >= partitions()))
 }
 
 fn name(stage: &str, number: usize) -> String {
@@ -225,7 +239,27 @@ impl<'a> Ends<'a> {
 
 #[cfg(test)]
 mod tests {
+    use rstest::rstest;
+
     use super::*;
+
+    #[rstest]
+    #[case::nothing_read_yet(true, &[], &[], false)]
+    #[case::it_reads(false, &[0, 1], &[0], false)]
+    #[case::another_reads(false, &[0, 1, 2], &[0, 1], false)]
+    #[case::all_of_this_process_is_read(false, &[0, 1], &[0, 1], true)]
+    #[case::read_by_one_that_lost_it_since(false, &[1], &[0, 1], true)]
+    #[case::its_partition_is_on_the_way(true, &[0, 1], &[0, 1], false)]
+    #[case::the_last_partition_is_on_the_way(true, &[], &[0, 1, 2], false)]
+    #[case::nothing_is_left_for_it(true, &[0, 1], &[0, 1, 2, 3], true)]
+    fn a_worker_leaves_when_nothing_is_left_for_any(
+        #[case] idle: bool,
+        #[case] owned: &[i32],
+        #[case] finished: &[i32],
+        #[case] leaves: bool,
+    ) {
+        assert_eq!(may_leave(idle, owned, &finished.iter().copied().collect(), || 4), leaves);
+    }
 
     #[test]
     fn only_losses_without_a_commit_between_them_end_a_worker() {
