@@ -47,7 +47,10 @@ const ADVANCE_ROWS: usize = 16_384;
 /// How long a batch stays open where nothing is scored: the online store does not wait for its end, and emitted windows may
 /// wait for each other. A transaction costs the broker more than their rows do.
 const COMMIT_WAIT: Duration = Duration::from_millis(100);
-/// How long a poll waits while rows are held back for another source.
+/// The limits of a batch while a poll's worth and more is left to read: its rows are late already, and a transaction costs
+/// as much for few as for many.
+const BACKLOG: BatchLimits = BatchLimits { rows: 65_536, bytes: 64 << 20, wait: Duration::from_millis(250) };
+/// How long a poll waits while rows are held back for another source, or this worker for the others to finish.
 const HELD_POLL: Duration = Duration::from_millis(20);
 
 /// Runs a worker until a stop is asked for, or, with `until_end`, until nothing is left to read.
@@ -118,6 +121,8 @@ struct Worker<'a> {
     batcher: Batcher<(i32, Applied)>,
     /// Rows of the open batch that the online store does not have yet, by partition number.
     unwritten: Vec<(i32, FeatureRows)>,
+    /// When a batch closes where there is no backlog.
+    limits: BatchLimits,
     /// Arrival in the log of some records of the open batch, wall clock ms.
     samples: Vec<i64>,
 }
@@ -157,6 +162,7 @@ impl<'a> Worker<'a> {
             slots: BTreeMap::new(),
             batcher: Batcher::new(limits),
             unwritten: Vec::new(),
+            limits,
             samples: Vec::new(),
         })
     }
@@ -168,6 +174,7 @@ impl<'a> Worker<'a> {
             }
             let Some(poll) = self.ends.poll(self.poll_wait())? else { continue };
             self.rebalance(&poll)?;
+            self.batcher.limit(self.limits_of(&poll.records));
             self.take(&poll.records)?;
             self.advance()?;
             // A model that computes meanwhile is worth waiting for.
@@ -193,6 +200,20 @@ impl<'a> Worker<'a> {
         });
         let idle = if held || self.is_finished() { HELD_POLL } else { IDLE_POLL };
         worker::poll_wait(self.batcher.deadline(), if self.has_slices() { Duration::ZERO } else { idle })
+    }
+
+    /// When the batch closes that these records come into. A model gets its micro-batches as the pipeline has them.
+    fn limits_of(&self, polled: &[Records]) -> BatchLimits {
+        let behind = |records: &Records| {
+            let (end, next) = (self.ends.consumer.end(&records.partition), records.next());
+            end.zip(next).is_some_and(|(end, next)| end.0 - next.0 >= worker::POLL_RECORDS as i64)
+        };
+        let own = self.limits;
+        if self.scorer.is_some() || !polled.iter().any(behind) {
+            return own;
+        }
+        let (rows, bytes) = (own.rows.max(BACKLOG.rows), own.bytes.max(BACKLOG.bytes));
+        BatchLimits { rows, bytes, wait: own.wait.max(BACKLOG.wait) }
     }
 
     /// Drops the tasks that were lost and builds those that were gained.

@@ -21,7 +21,7 @@ use crate::source::DeadLetter;
 use crate::telemetry::board::Kind;
 
 /// Records taken in one poll.
-const POLL_RECORDS: usize = 16_384;
+pub(super) const POLL_RECORDS: usize = 16_384;
 /// How long a poll waits at most; also how soon a stop is noticed.
 pub(super) const IDLE_POLL: Duration = Duration::from_millis(100);
 /// Losses in a row, without a commit between them, after which a worker gives up: joining again does not help.

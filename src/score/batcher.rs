@@ -73,8 +73,8 @@ pub struct Batcher<T> {
     items: Vec<Item<T>>,
     rows: usize,
     bytes: usize,
-    /// Set by the first item.
-    deadline: Option<Instant>,
+    /// When the first item came.
+    since: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -87,7 +87,12 @@ struct Item<T> {
 impl<T> Batcher<T> {
     /// An empty batcher.
     pub fn new(limits: BatchLimits) -> Self {
-        Self { limits, items: Vec::new(), rows: 0, bytes: 0, deadline: None }
+        Self { limits, items: Vec::new(), rows: 0, bytes: 0, since: None }
+    }
+
+    /// Closes batches by other limits from now on, what waits among them.
+    pub fn limit(&mut self, limits: BatchLimits) {
+        self.limits = limits;
     }
 
     /// Adds an item that came at `now`, and closes the batch where that fills it. Where rows and bytes fill it at once, the
@@ -96,7 +101,11 @@ impl<T> Batcher<T> {
         self.items.push(Item { value, rows, bytes });
         self.rows += rows;
         self.bytes = self.bytes.saturating_add(bytes);
-        self.deadline.get_or_insert_with(|| now + self.limits.wait);
+        self.since.get_or_insert(now);
+        self.full()
+    }
+
+    fn full(&mut self) -> Option<Closed<T>> {
         if self.rows >= self.limits.rows {
             self.close(CloseReason::Rows)
         } else if self.bytes >= self.limits.bytes {
@@ -106,12 +115,12 @@ impl<T> Batcher<T> {
         }
     }
 
-    /// Closes the batch where its first item has waited long enough at `now`.
+    /// Closes the batch where its first item has waited long enough at `now`, or it is full by limits that came since.
     pub fn poll(&mut self, now: Instant) -> Option<Closed<T>> {
-        match self.deadline {
+        self.full().or_else(|| match self.deadline() {
             Some(deadline) if now >= deadline => self.close(CloseReason::Linger),
             _ => None,
-        }
+        })
     }
 
     /// Closes what waits, because a checkpoint is due.
@@ -131,13 +140,13 @@ impl<T> Batcher<T> {
         self.rows = self.items.iter().map(|item| item.rows).sum();
         self.bytes = self.items.iter().map(|item| item.bytes).sum();
         if self.items.is_empty() {
-            self.deadline = None;
+            self.since = None;
         }
     }
 
     /// When [`Batcher::poll`] will close the batch; nothing where nothing waits.
     pub fn deadline(&self) -> Option<Instant> {
-        self.deadline
+        self.since.map(|since| since + self.limits.wait)
     }
 
     /// Rows that wait.
@@ -151,7 +160,7 @@ impl<T> Batcher<T> {
     }
 
     fn close(&mut self, reason: CloseReason) -> Option<Closed<T>> {
-        self.deadline = None;
+        self.since = None;
         let (rows, bytes) = (std::mem::take(&mut self.rows), std::mem::take(&mut self.bytes));
         let items: Vec<T> = self.items.drain(..).map(|item| item.value).collect();
         (!items.is_empty()).then_some(Closed { reason, items, rows, bytes })
@@ -199,6 +208,20 @@ mod tests {
         let closed = batcher.poll(start + Duration::from_millis(after));
         let expected = Closed { reason: CloseReason::Linger, items: vec!['a', 'b'], rows: 2, bytes: 2 };
         assert_eq!(closed, closes.then_some(expected));
+    }
+
+    #[test]
+    fn limits_that_come_later_count_for_what_waits() {
+        let start = monotonic();
+        let mut batcher = Batcher::new(LIMITS);
+        batcher.push('a', 5, 1, start);
+        batcher.limit(BatchLimits { rows: 100, wait: Duration::from_millis(50), ..LIMITS });
+        assert_eq!(batcher.deadline(), Some(start + Duration::from_millis(50)));
+        assert_eq!(batcher.push('b', 15, 1, start + Duration::from_millis(20)), None);
+        assert_eq!(batcher.poll(start + Duration::from_millis(20)), None);
+        batcher.limit(LIMITS);
+        let expected = Closed { reason: CloseReason::Rows, items: vec!['a', 'b'], rows: 20, bytes: 2 };
+        assert_eq!(batcher.poll(start), Some(expected));
     }
 
     #[test]
