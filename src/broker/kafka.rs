@@ -387,8 +387,7 @@ impl KafkaBroker {
         if list.count() == 0 {
             return Ok((Offsets::new(), Notes::new()));
         }
-        let client: BaseConsumer<Context> = self.link.client(&self.link.reading(group, GroupProtocol::Classic))?;
-        consumer::committed(&self.link, &client, list)
+        consumer::group_state(&self.link, group, list)
     }
 }
 

@@ -255,6 +255,9 @@ pub trait Consumer: Send {
     /// count. False before the first fetch has told. Costs no round trip.
     fn caught_up(&self, partition: &TopicPartition) -> bool;
 
+    /// Committed next offsets of the consumer's group for these partitions, and the notes beside them. What has none is absent.
+    fn committed(&self, partitions: &[TopicPartition]) -> Result<(Offsets, Notes), BrokerError>;
+
     /// Goes on from these positions; partitions that are not named or not assigned are left as they are. For going back
     /// after a transaction was rolled back.
     fn seek(&mut self, offsets: &Offsets) -> Result<(), BrokerError>;

@@ -265,19 +265,11 @@ impl<'a> Worker<'a> {
             Task::restore_within(engine, partition, state.map(|batch| Ok(batch?)), context.cold_states(partition)?)
         })?;
         let topics = context.source_topics();
-        let group = context.group(STAGE);
-        let committed =
-            context.hold("broker", BrokerError::is_retriable, || context.wiring.broker.committed(&group, &topics))?;
-        let committed: Vec<i64> = topics
-            .iter()
-            .map(|t| committed.get(&TopicPartition::new(Arc::clone(t), partition)).map_or(0, |o| o.0))
-            .collect();
-        let notes =
-            context.hold("broker", BrokerError::is_retriable, || context.wiring.broker.notes(&group, &topics))?;
-        let published = topics.iter().zip(&committed).map(|(topic, committed)| Published {
-            next: NextOffset(*committed),
-            frontier: notes.get(&TopicPartition::new(Arc::clone(topic), partition)).copied(),
-        });
+        let of_task: Vec<_> = topics.iter().map(|topic| TopicPartition::new(Arc::clone(topic), partition)).collect();
+        let consumer = &self.ends.consumer;
+        let (committed, notes) = context.hold("broker", BrokerError::is_retriable, || consumer.committed(&of_task))?;
+        let next = |at| committed.get(at).copied().unwrap_or(NextOffset(0));
+        let published = of_task.iter().map(|at| Published { next: next(at), frontier: notes.get(at).copied() });
         let published: Vec<Published> = published.collect();
         published.iter().enumerate().for_each(|(source, published)| task.resume(source, published));
         let epoch = context.wiring.role.epoch();
@@ -291,7 +283,7 @@ impl<'a> Worker<'a> {
         let now = clock::monotonic();
         Ok(Slot {
             task,
-            committed,
+            committed: of_task.iter().map(|at| next(at).0).collect(),
             published,
             dead: VecDeque::new(),
             last_record: vec![now; topics.len()],
@@ -485,19 +477,6 @@ impl<'a> Worker<'a> {
         })
     }
 
-    /// True where nothing is left to read or apply.
-    fn at_end(&self) -> bool {
-        let sources = &self.context.plan.sources;
-        !self.slots.is_empty()
-            && self.slots.keys().all(|partition| self.rekeyed(*partition))
-            && self.slots.iter().all(|(partition, slot)| {
-                (0..sources.len()).all(|s| {
-                    // A version that follows goes on holding what the watermark has not passed.
-                    let held = slot.task.is_in_event_time() && self.context.is_following();
-                    (held || slot.task.buffered(s) == 0)
-                        && slot.online == Online::Complete
-                        && self.ends.consumer.caught_up(&TopicPartition::new(Arc::clone(&sources[s].topic), *partition))
-                })
     /// With `--until-end`: true where this worker may leave its group. The others would have to give back what they are
     /// reading and begin again at their last checkpoints, so it stays until all that they own is finished, too. What is
     /// finished may change hands: whoever gets it has nothing left to do.
@@ -522,6 +501,19 @@ impl<'a> Worker<'a> {
         !self.slots.is_empty() && self.slots.keys().all(|partition| finished.contains(partition))
     }
 
+    /// True where nothing is left to read or apply.
+    fn at_end(&self) -> bool {
+        let sources = &self.context.plan.sources;
+        !self.slots.is_empty()
+            && self.slots.keys().all(|partition| self.rekeyed(*partition))
+            && self.slots.iter().all(|(partition, slot)| {
+                (0..sources.len()).all(|s| {
+                    // A version that follows goes on holding what the watermark has not passed.
+                    let held = slot.task.is_in_event_time() && self.context.is_following();
+                    (held || slot.task.buffered(s) == 0)
+                        && slot.online == Online::Complete
+                        && self.ends.consumer.caught_up(&TopicPartition::new(Arc::clone(&sources[s].topic), *partition))
+                })
             })
     }
 
@@ -683,6 +675,12 @@ impl<'a> Worker<'a> {
 
     /// Publishes what is open, writes a last checkpoint, leaves the group.
     fn end(mut self) -> Result<(), RunError> {
+        self.publish_open()?;
+        self.checkpointer.finish()
+    }
+
+    /// Publishes what is open and hands over checkpoints of all that is new.
+    fn publish_open(&mut self) -> Result<(), RunError> {
         if let Some(closed) = self.batcher.shut_down() {
             self.flush(closed)?;
         }
@@ -710,12 +708,6 @@ fn given_up(error: OnlineError) -> RunError {
     match error.is_retriable() {
         true => RunError::Interrupted { what: "online store", reason: error.to_string() },
         false => error.into(),
-        self.publish_open()?;
-        self.checkpointer.finish()
-    }
-
-    /// Publishes what is open and hands over checkpoints of all that is new.
-    fn publish_open(&mut self) -> Result<(), RunError> {
     }
 }
 

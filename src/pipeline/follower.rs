@@ -119,6 +119,10 @@ impl Consumer for Follower {
         self.inner.note(notes);
     }
 
+    fn committed(&self, partitions: &[TopicPartition]) -> Result<(Offsets, Notes), BrokerError> {
+        self.inner.committed(partitions)
+    }
+
     fn commit(&mut self, offsets: &Offsets) -> Result<(), BrokerError> {
         self.inner.commit(offsets)
     }

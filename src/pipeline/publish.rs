@@ -199,6 +199,10 @@ mod tests {
             unreachable!("the transaction commits the offsets")
         }
 
+        fn committed(&self, _: &[TopicPartition]) -> Result<(Offsets, Notes), BrokerError> {
+            unreachable!("publishing does not ask for what is committed")
+        }
+
         fn end(&self, _: &TopicPartition) -> Option<NextOffset> {
             None
         }

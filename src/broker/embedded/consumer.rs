@@ -125,6 +125,10 @@ impl EmbeddedConsumer {
 }
 
 impl Consumer for EmbeddedConsumer {
+    fn committed(&self, partitions: &[TopicPartition]) -> Result<(Offsets, Notes), BrokerError> {
+        Ok((self.log.committed(&self.group, partitions)?, self.log.notes(&self.group, partitions)?))
+    }
+
     fn poll(&mut self, max: usize, timeout: Duration) -> Result<Poll, BrokerError> {
         let deadline = clock::monotonic() + timeout;
         loop {

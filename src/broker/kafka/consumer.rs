@@ -443,6 +443,15 @@ impl Consumer for KafkaConsumer {
             .is_some_and(|high| owned.next.is_some_and(|next| next >= high) || self.position(owned) >= high)
     }
 
+    fn committed(&self, partitions: &[TopicPartition]) -> Result<(Offsets, Notes), BrokerError> {
+        let list = Self::list(partitions);
+        match self.protocol {
+            GroupProtocol::Classic => committed(&self.link, &self.client, list),
+            // A member is refused while its epoch is on its way to it; who is none is not.
+            GroupProtocol::Consumer => group_state(&self.link, &self.group, list),
+        }
+    }
+
     fn seek(&mut self, offsets: &Offsets) -> Result<(), BrokerError> {
         for owned in &mut self.owned {
             if let Some(next) = offsets.get(&owned.partition) {
@@ -481,6 +490,12 @@ pub(super) fn to_list(offsets: &Offsets, notes: &Notes) -> TopicPartitionList {
         }
     }
     list
+}
+
+/// Asks for the committed offsets of a group, and the notes beside them, without being a member of it.
+pub(super) fn group_state(link: &Link, group: &str, list: TopicPartitionList) -> Result<(Offsets, Notes), BrokerError> {
+    let client: BaseConsumer<Context> = link.client(&link.reading(group, GroupProtocol::Classic))?;
+    committed(link, &client, list)
 }
 
 /// Asks for the committed offsets of the client's group, and the notes beside them. Partitions without are absent.
