@@ -2,8 +2,8 @@
 //!
 //! Each turn polls, decodes and applies; rows gather in an open batch until it closes for a named reason. Then, in this
 //! order: the online store has the newest rows, the model has scored, everything is produced, and one transaction commits
-//! output and offsets together. Without a model the online store has the rows at the end of each turn, long before that: a
-//! write may be repeated, so that it need not wait for the commit, only the commit for it. Checkpoints follow commits, so a
+//! output and offsets together. Without a model and lookups the online store has the rows at the end of each turn, long before
+//! that: a write may be repeated, so that it need not wait for the commit, only the commit for it. Checkpoints follow commits, so a
 //! checkpoint never names an offset that is not committed.
 //!
 //! After a crash the task is restored from its newest checkpoint and reads on from there; rows below the committed offset
@@ -177,8 +177,8 @@ impl<'a> Worker<'a> {
             self.batcher.limit(self.limits_of(&poll.records));
             self.take(&poll.records)?;
             self.advance()?;
-            // A model that computes meanwhile is worth waiting for.
-            if self.scorer.is_none() {
+            // A model that computes meanwhile is worth waiting for, and what is looked up must not wait for a store that is away.
+            if self.scorer.is_none() && self.context.wiring.lookups.is_none() {
                 self.write_online()?;
             }
             self.hand_over()?;

@@ -539,21 +539,26 @@ fn a_lookup_says_what_absence_means() {
 customer shop=7 customer_id=ann
 
 spend  PRESENT  as of 2026-01-02T03:04:05.123Z (1m 30s ago)
-  spend_count_1h                         3
-  spend_mean_1d                          –  NULL_VALUE
+  spend_count_1h                             3
+  spend_mean_1d                              –  NULL_VALUE
 
 visit  PRESENT  as of 2026-01-02T03:04:05.123Z (1m 30s ago)
-  city_last_lifetime                  Bern
-  seen_last_lifetime  1970-01-01T00:00:01Z
-  vip_last_lifetime                   true
+  city_last_lifetime                      Bern
+  seen_last_lifetime      1970-01-01T00:00:01Z
+  vip_last_lifetime                       true
+  counts_last_3_lifetime                    []
+  means_last_3_lifetime                     []
+  cities_last_3_lifetime                    []
+  seens_last_3_lifetime                     []
+  vips_last_3_lifetime                      []
 
 derived  NULL_VALUE  as of 2026-01-02T03:04:05.123Z (1m 30s ago)
-  ratio                                  –
+  ratio                                      –
 "
     );
     assert_eq!(
         serde_json::to_string(&fresh).unwrap(),
-        r#"{"entity":"customer","key":{"shop":7,"customer_id":"ann"},"groups":{"spend":{"status":"PRESENT","event_time":"2026-01-02T03:04:05.123Z","age_seconds":90.0,"features":{"spend_count_1h":{"value":3,"status":"PRESENT"},"spend_mean_1d":{"value":null,"status":"NULL_VALUE"}}},"visit":{"status":"PRESENT","event_time":"2026-01-02T03:04:05.123Z","age_seconds":90.0,"features":{"city_last_lifetime":{"value":"Bern","status":"PRESENT"},"seen_last_lifetime":{"value":"1970-01-01T00:00:01Z","status":"PRESENT"},"vip_last_lifetime":{"value":true,"status":"PRESENT"}}},"derived":{"status":"NULL_VALUE","event_time":"2026-01-02T03:04:05.123Z","age_seconds":90.0,"features":{"ratio":{"value":null,"status":"NULL_VALUE"}}}}}"#
+        r#"{"entity":"customer","key":{"shop":7,"customer_id":"ann"},"groups":{"spend":{"status":"PRESENT","event_time":"2026-01-02T03:04:05.123Z","age_seconds":90.0,"features":{"spend_count_1h":{"value":3,"status":"PRESENT"},"spend_mean_1d":{"value":null,"status":"NULL_VALUE"}}},"visit":{"status":"PRESENT","event_time":"2026-01-02T03:04:05.123Z","age_seconds":90.0,"features":{"city_last_lifetime":{"value":"Bern","status":"PRESENT"},"seen_last_lifetime":{"value":"1970-01-01T00:00:01Z","status":"PRESENT"},"vip_last_lifetime":{"value":true,"status":"PRESENT"},"counts_last_3_lifetime":{"value":[],"status":"PRESENT"},"means_last_3_lifetime":{"value":[],"status":"PRESENT"},"cities_last_3_lifetime":{"value":[],"status":"PRESENT"},"seens_last_3_lifetime":{"value":[],"status":"PRESENT"},"vips_last_3_lifetime":{"value":[],"status":"PRESENT"}}},"derived":{"status":"NULL_VALUE","event_time":"2026-01-02T03:04:05.123Z","age_seconds":90.0,"features":{"ratio":{"value":null,"status":"NULL_VALUE"}}}}}"#
     );
 
     // The longest window of `spend` is a day; `visit` is for ever, and so is what derives from it.
