@@ -13,6 +13,8 @@ use driftline::config::plan::Plan;
 use driftline::store::{OfflineStore, OnlineStore, Value, key_from_text, lookup};
 use serde_json::{Map, Value as Json, json};
 
+use crate::servers::until;
+
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Topic of dead letters, as [`Outcome::topics`] names it.
@@ -35,7 +37,19 @@ impl Outcome {
     /// Reads what a plan's topics and files hold. `offline` is the folder of the pipeline's files.
     pub fn read(plan: &Plan, broker: &dyn Broker, store: &OfflineStore, offline: &Path) -> Self {
         let mut outcome = Self::default();
-        for topic in broker.topics().unwrap() {
+        // Topics that other tests are just making on the same brokers have no leader yet.
+        let mut topics = Vec::new();
+        until("all topics have leaders", LIMIT, || match broker.topics() {
+            Ok(found) => {
+                topics = found;
+                true
+            }
+            Err(error) => {
+                assert!(error.is_retriable(), "{error}");
+                false
+            }
+        });
+        for topic in topics {
             let inputs = plan.sources.iter().any(|source| source.topic == topic.name);
             let Some(name) = topic.name.strip_prefix(&format!("{}.", plan.name)).filter(|_| !inputs) else { continue };
             let mut partitions = BTreeMap::new();
